@@ -1,0 +1,35 @@
+"""ExecuTorch with the XNNPACK delegate, for users ``executorch``. Importing it loads no runtime."""
+
+from __future__ import annotations
+
+from edgekit.artifact import Artifact
+from edgekit.contract import Finding, Session
+from edgekit.program import Program
+from edgekit.recipe import FP16, FP32, Recipe
+
+SUPPORTED = (FP32, FP16)
+
+
+class _Backend:
+    name = "executorch"
+    needs = ("executorch", "torch")
+    recipes = SUPPORTED
+    form = "two-stream"  # a split or concat between convolutions would break the delegate in two
+
+    def check(self, program: Program, recipe: Recipe) -> list[Finding]:
+        from edgekit_executorch.lower import findings_from_program
+
+        return findings_from_program(program, recipe)
+
+    def lower(self, program: Program, recipe: Recipe) -> Artifact:
+        from edgekit_executorch.lower import artifact_from_program
+
+        return artifact_from_program(program, recipe)
+
+    def open(self, artifact: Artifact, *, threads: int | None = None) -> Session:
+        from edgekit_executorch.session import ExecutorchSession
+
+        return ExecutorchSession(artifact, threads=threads)
+
+
+BACKEND = _Backend()

@@ -1,0 +1,166 @@
+"""Captured program to a ``.pte`` with XNNPACK delegates, and the preflight of its ops."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch.export import ExportedProgram
+
+from edgekit.artifact import Artifact
+from edgekit.capture import node_source, op_name, quiet
+from edgekit.contract import Finding
+from edgekit.errors import LoweringFailed
+from edgekit.host import installed_version
+from edgekit.program import Program
+from edgekit.recipe import Recipe
+from edgekit_executorch.quantize import program_in_precision
+
+with quiet():  # they log about hardware that is not here
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+    from executorch.exir.backend.partitioner import PartitionResult
+    from executorch.exir.operator.convert import to_out_variant
+    from executorch.runtime import Runtime
+
+MAIN = "model.pte"
+
+# How to keep an op inside the delegate, measured in README.md here.
+REMEDIES = {
+    "split_with_sizes_copy": "take slices, x[:, :a] and x[:, a:], instead of split or chunk",
+    "unbind_copy": "take slices, x[:, 0:1], instead of unbind",
+    "select_copy": "take a slice, x[:, 0:1], instead of one index",
+    "mean": "average over both image axes and keep them: x.mean((2, 3), keepdim=True).flatten(1)",
+    "native_layer_norm": "its cost is small unless the maps are large; a 1x1 convolution with "
+    "weights 1/channels gives the mean inside the delegate",
+    "expand_copy": "use torch.bmm on 3-D tensors instead of a 4-D matmul, or let sizes broadcast",
+    "avg_pool2d": "say count_include_pad=False",
+    "elu": "use another activation, such as SiLU or hardswish",
+    "where": "mask by multiplying or with clamp",
+    "index": "take slices instead of indexing with a tensor",
+    "_to_dim_order_copy": "leave type conversions to the code that runs the model",
+    "embedding": "none needed: a table lookup costs little outside",
+    "argmax": "return the scores and take the argmax where the model is used",
+    "topk": "return the scores and choose where the model is used",
+}
+_ELSE = "it runs on the portable kernel, which is correct and slow"
+# What the partitioner leaves because it costs nothing: bookkeeping, not computing.
+_FREE = ("getitem", "sym_size", "alloc", "executorch_call_delegate", "_assert_scalar")
+
+
+class _Partitioned(Exception):
+    """Ends lowering once the partitioner has said what it would take."""
+
+
+class _Preflight(XnnpackPartitioner):  # type: ignore[misc]  # untyped base
+    """Notes what stays outside, and stops before anything is delegated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[torch.fx.Node] = []
+
+    def partition(self, exported_program: ExportedProgram) -> PartitionResult:
+        tagged = super().partition(exported_program).tagged_exported_program
+        self.outside = [
+            node
+            for node in tagged.graph.nodes
+            if node.op == "call_function" and "delegation_tag" not in node.meta
+        ]
+        raise _Partitioned
+
+
+def findings_from_program(program: Program, recipe: Recipe) -> list[Finding]:
+    """Ops outside the delegate, and those that the runtime has no kernel for at all."""
+    partitioner = _Preflight()
+    exported = program_in_precision(program, recipe)
+    try:
+        with quiet():
+            to_edge_transform_and_lower(
+                _with_strides(exported),
+                partitioner=[partitioner],
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            )
+    except _Partitioned:
+        pass
+    except Exception as cause:  # the converter has no error classes of its own
+        raise _failed(cause) from cause
+    kernels = set(Runtime.get().operator_registry.operator_names)
+    return [
+        _finding(node, kernels)
+        for node in partitioner.outside
+        if not any(free in op_name(node) for free in _FREE)
+    ]
+
+
+def _finding(node: torch.fx.Node, kernels: set[str]) -> Finding:
+    source, module = node_source(node)
+    name = op_name(node)
+    if _kernel(node) not in kernels:
+        remedy = "the runtime has no kernel for it; write it with simpler ops, or leave it to "
+        return Finding(name, "refused", source, module, remedy + "the code that runs the model")
+    short = name.split(".")[1] if "." in name else name
+    return Finding(name, "outside", source, module, REMEDIES.get(short, _ELSE))
+
+
+def _kernel(node: torch.fx.Node) -> str:
+    """The name under which the runtime registers a node's kernel, or ""."""
+    operator = getattr(node.target, "_op", node.target)
+    try:
+        return str(to_out_variant(operator)[0].name())
+    except Exception:  # no out variant exists, so no kernel can
+        return ""
+
+
+def _with_strides(exported: ExportedProgram) -> ExportedProgram:
+    """Write out the stride that ``F.max_pool2d(x, 2)`` leaves out: the converter reads it."""
+    for node in exported.graph.nodes:
+        if node.target is torch.ops.aten.max_pool2d.default and len(node.args) == 2:
+            node.args = (*node.args, node.args[1])
+    return exported
+
+
+def artifact_from_program(program: Program, recipe: Recipe) -> Artifact:
+    """Lower through the XNNPACK partitioner. Raises ``LoweringFailed``."""
+    exported = program_in_precision(program, recipe)
+    try:
+        with quiet():
+            edge = to_edge_transform_and_lower(
+                _with_strides(exported), partitioner=[XnnpackPartitioner()]
+            )
+            lowered = edge.to_executorch()
+    except Exception as cause:  # the converter has no error classes of its own
+        raise _failed(cause) from cause
+    calls = Counter(
+        op_name(node)
+        for node in edge.exported_program().graph.nodes
+        if node.op == "call_function" and "getitem" not in op_name(node)
+    )
+    delegates = calls.pop("executorch_call_delegate", 0)
+    return Artifact(
+        target="executorch",
+        recipe=recipe,
+        main=MAIN,
+        files={MAIN: bytes(lowered.buffer)},
+        inputs=program.inputs,
+        outputs=program.outputs,
+        provenance={
+            "delegates": delegates,
+            "outside": {name: count for name, count in sorted(calls.items()) if _computes(name)},
+            "versions": {name: installed_version(name) for name in ("torch", "executorch")},
+        },
+    )
+
+
+def _computes(name: str) -> bool:
+    return not any(free in name for free in _FREE)
+
+
+def _failed(cause: Exception) -> LoweringFailed:
+    root = cause
+    while isinstance(root.__cause__, Exception):
+        root = root.__cause__
+    reason = next((line for line in str(root).splitlines() if line.strip()), type(root).__name__)
+    return LoweringFailed(
+        f"ExecuTorch could not lower the model: {reason.strip()} "
+        "Run edgekit check to see which ops are the cause."
+    )

@@ -1,0 +1,106 @@
+"""Runs ``.pte`` programs. The one module that imports ExecuTorch to run it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from edgekit.artifact import Artifact
+from edgekit.capture import quiet
+from edgekit.errors import RuntimeFailed
+from edgekit.spec import Array, Arrays, TensorSpec, check_arrays
+
+with quiet():
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime, Verification
+
+
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    """The runtime raises RuntimeError with a code, and says the reason on the process's stderr."""
+    with tempfile.TemporaryFile() as log:
+        try:
+            with _stderr_to(log.fileno()):
+                yield
+        except (RuntimeError, KeyError) as cause:
+            log.seek(0)
+            notes = [line for line in log.read().decode(errors="replace").splitlines() if line]
+            said = next((note for note in notes if "Missing operator" in note), notes[-1:] or "")
+            reason = said if isinstance(said, str) else said[0]
+            raise RuntimeFailed(
+                f"executorch could not {doing}: {str(cause).splitlines()[0]} {reason}".strip()
+            ) from cause
+
+
+@contextmanager
+def _stderr_to(target: int) -> Iterator[None]:
+    """Send the native code's lines, which Python cannot stop, to another file."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        os.dup2(target, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+class ExecutorchSession:
+    """One program's ``forward``, from entry to exit of the context."""
+
+    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+        self._artifact, self._threads = artifact, threads
+        self._program: Any = None
+        self._method: Any = None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._artifact.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._artifact.outputs
+
+    def __enter__(self) -> Self:
+        source = self._artifact.source
+        with _translated("load the program"):
+            if self._threads is not None:
+                # The thread pool is one for the whole process.
+                portable_lib._unsafe_reset_threadpool(self._threads)
+            # The program is kept: a method whose program is gone crashes.
+            self._program = Runtime.get().load_program(
+                str(source) if isinstance(source, Path) else source,
+                verification=Verification.InternalConsistency,
+            )
+            self._method = self._program.load_method("forward")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._method = self._program = None
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
+        """Outputs by name. Raises ``BadInput`` or ``RuntimeFailed``."""
+        checked = check_arrays(self.inputs, arrays)
+        # check_arrays made them contiguous: other layouts are read as if they were, silently.
+        tensors = [torch.from_numpy(array) for array in checked.values()]
+        try:
+            results = self._method.execute(tensors)
+        except RuntimeError as cause:
+            raise RuntimeFailed(f"executorch could not run the program: {cause}") from cause
+        return {
+            spec.name: result.numpy()
+            for spec, result in zip(self.outputs, results, strict=True)
+        }

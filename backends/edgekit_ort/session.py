@@ -1,0 +1,132 @@
+"""Runs ONNX artifacts. The one module that imports onnxruntime to run it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from edgekit.artifact import Artifact
+from edgekit.contract import OpTime
+from edgekit.errors import RuntimeFailed
+from edgekit.spec import Array, Arrays, TensorSpec, check_arrays
+
+# Every exception class of the runtime; a test fails when a new version adds one.
+ERRORS: tuple[type[Exception], ...] = (
+    state.EPFail,
+    state.EngineError,
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.ModelLoadCanceled,
+    state.ModelLoaded,
+    state.ModelRequiresCompilation,
+    state.NoModel,
+    state.NoSuchFile,
+    state.NotFound,
+    state.NotImplemented,
+    state.RuntimeException,
+)
+_FATAL = 4  # its own log lines would repeat what the exception says
+
+
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except ERRORS as cause:
+        reason = str(cause).strip().split("\n", 1)[0]
+        raise RuntimeFailed(f"onnxruntime could not {doing}: {reason}") from cause
+
+
+class OrtSession:
+    """One ONNX model on the CPU provider, from entry to exit of the context."""
+
+    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+        self._artifact, self._threads = artifact, threads
+        self._session: Any = None
+        self._names: list[str] = []
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._artifact.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._artifact.outputs
+
+    def __enter__(self) -> Self:
+        with _translated("load the model"):
+            self._session = self._open(self._options())
+        self._names = [output.name for output in self._session.get_outputs()]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._session = None
+
+    def _options(self) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads or 0
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _FATAL
+        # Idle threads of one session must not spin on the cores of another.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return options
+
+    def _open(self, options: Any) -> Any:
+        source = self._artifact.source
+        return onnxruntime.InferenceSession(
+            str(source) if isinstance(source, Path) else source,
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
+        """Outputs by name. Raises ``BadInput`` or ``RuntimeFailed``."""
+        feeds = check_arrays(self.inputs, arrays)
+        with _translated("run the model"):
+            results = self._session.run(self._names, feeds)
+        return {
+            spec.name: np.asarray(result)
+            for spec, result in zip(self.outputs, results, strict=True)
+        }
+
+    def op_timings(self, arrays: Arrays, runs: int) -> list[OpTime]:
+        """Mean time of each node over ``runs`` runs after one to warm up, longest first."""
+        feeds = check_arrays(self.inputs, arrays)
+        with tempfile.TemporaryDirectory() as folder, _translated("profile the model"):
+            options = self._options()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "ops")
+            session = self._open(options)
+            for _ in range(runs + 1):
+                session.run(self._names, feeds)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        return _op_times(events, runs)
+
+
+def _op_times(events: list[dict[str, Any]], runs: int) -> list[OpTime]:
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            node = event["name"].removesuffix("_kernel_time")
+            times[event["args"]["op_name"], node].append(event["dur"])
+    means = [
+        OpTime(op, node, sum(durations[-runs:]) / runs) for (op, node), durations in times.items()
+    ]
+    return sorted(means, key=lambda time: -time.microseconds)

@@ -1,0 +1,51 @@
+"""edgekit: PyTorch models to proven artifacts for the runtimes on edge devices.
+
+    bundle = edgekit.export(module, example, targets=["onnxruntime", "executorch"], out="bundle")
+    print(bundle.proof("onnxruntime-fp32").max_rel_error)
+
+Importing it loads numpy alone.
+"""
+
+__version__ = "0.1.0"
+
+from edgekit.artifact import Artifact
+from edgekit.bundle import Bundle, open_bundle
+from edgekit.contract import Backend, Finding, Session
+from edgekit.errors import EdgekitError, MissingRuntime, NotProven
+from edgekit.export import check, export
+from edgekit.image import ImageInput, read_image
+from edgekit.model import Model
+from edgekit.profile import Measurement, profile
+from edgekit.program import Program, Reference
+from edgekit.recipe import Recipe
+from edgekit.registry import backend, backend_names
+from edgekit.spec import Dim, TensorSpec
+from edgekit.verify import Proof, verify
+
+__all__ = [
+    "Artifact",
+    "Backend",
+    "Bundle",
+    "Dim",
+    "EdgekitError",
+    "Finding",
+    "ImageInput",
+    "Measurement",
+    "MissingRuntime",
+    "Model",
+    "NotProven",
+    "Program",
+    "Proof",
+    "Recipe",
+    "Reference",
+    "Session",
+    "TensorSpec",
+    "backend",
+    "backend_names",
+    "check",
+    "export",
+    "open_bundle",
+    "profile",
+    "read_image",
+    "verify",
+]

@@ -1,0 +1,225 @@
+"""Bundles on disk: written whole, opened only when every file still has its hash."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from edgekit.artifact import Artifact
+from edgekit.errors import DamagedFile, StorageError, UnknownName, UsageError
+from edgekit.files import PARTIAL, sha256, staged_folder, storage_errors
+from edgekit.manifest import NAME, Manifest, read_manifest
+from edgekit.program import Reference
+from edgekit.samples import read_npz
+from edgekit.spec import Array
+from edgekit.verify import Proof
+
+PROOF, PERFORMANCE = "proof.json", "perf.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder with a manifest, artifacts, proofs, samples. Get one from ``open_bundle``."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        """Artifact names, such as ``onnxruntime-fp32``."""
+        return tuple(entry.name for entry in self.manifest.artifacts)
+
+    def artifact(self, name: str | None = None) -> Artifact:
+        """The artifact called ``name``, or the only or first one. Raises ``UnknownName``."""
+        for entry in self.manifest.artifacts:
+            if name in (None, entry.name, entry.target):
+                folder = self.folder / entry.name
+                return Artifact(
+                    target=entry.target,
+                    recipe=entry.recipe,
+                    main=entry.main,
+                    files={file: folder / file for file in entry.files},
+                    inputs=self.manifest.inputs,
+                    outputs=self.manifest.outputs,
+                    provenance=entry.provenance,
+                )
+        raise UnknownName("artifact", str(name), self.artifacts)
+
+    def proof(self, name: str) -> Proof:
+        """The proof made when the bundle was."""
+        return Proof.from_json(self._json(name, PROOF))
+
+    def measurement(self, name: str) -> dict[str, object] | None:
+        """What ``edgekit profile`` last wrote for the artifact, or None."""
+        if f"{name}/{PERFORMANCE}" not in self.manifest.files:
+            return None
+        value = self._json(name, PERFORMANCE)
+        if not isinstance(value, dict):
+            raise DamagedFile(f"{self.folder / name / PERFORMANCE} holds no measurement.")
+        return value
+
+    def _json(self, name: str, file: str) -> object:
+        path = self.folder / name / file
+        try:
+            return json.loads(path.read_bytes())
+        except (OSError, ValueError) as cause:
+            raise DamagedFile(f"{path} cannot be read: {cause}.") from cause
+
+    def reference(self) -> Reference:
+        """The samples with the eager outputs."""
+        samples, expected = [], []
+        for name in self.manifest.samples:
+            arrays = read_npz(self.folder / name)
+            samples.append(_named(arrays, "input."))
+            expected.append(_named(arrays, "output."))
+        return Reference(tuple(samples), tuple(expected), self.manifest.samples_source)
+
+    def with_json(self, name: str, value: object) -> Bundle:
+        """The bundle after writing ``value`` to the file ``name``; all of it or nothing."""
+        with staged_folder(self.folder, replace=True) as temporary:
+            for file in self.manifest.files:
+                _link(self.folder / file, temporary / file)
+            path = temporary / name
+            path.unlink(missing_ok=True)  # it may be a link into the old folder
+            path.write_text(_dump(value))
+            manifest = self.manifest.with_files({**self.manifest.files, name: sha256(path)})
+            (temporary / NAME).write_text(manifest.to_text())
+        return Bundle(self.folder, manifest)
+
+
+def _named(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has links
+        shutil.copy2(source, target)
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def open_bundle(folder: str | Path) -> Bundle:
+    """Open a bundle, every file checked against its hash.
+
+    Raises ``UsageError`` where there is no folder, ``DamagedFile`` where a file is missing,
+    altered or a link, ``NewerSchema`` where this edgekit is too old.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(
+            f"there is no bundle folder {folder}; make one with edgekit export MODEL -o DIR."
+        )
+    if folder.name.endswith(PARTIAL):
+        raise DamagedFile(
+            f"{folder} is what a stopped export left, not a bundle; delete it and export again."
+        )
+    manifest = read_manifest(folder)
+    for name, digest in manifest.files.items():
+        _check_file(folder, name, digest)
+    return Bundle(folder, manifest)
+
+
+def _check_file(folder: Path, name: str, digest: str) -> None:
+    path = folder / name
+    parents = [folder / parent for parent in PurePosixPath(name).parents if parent.name]
+    if any(part.is_symlink() for part in (path, *parents)):
+        raise DamagedFile(f"{path} is a symbolic link; a bundle holds plain files only.")
+    try:
+        found = sha256(path)
+    except FileNotFoundError as cause:
+        raise DamagedFile(f"{path} is missing; copy the bundle again, whole.") from cause
+    except OSError as cause:
+        raise DamagedFile(f"{path} cannot be read: {cause.strerror}.") from cause
+    if found != digest:
+        raise DamagedFile(
+            f"{path} was altered or cut short: its sha256 is {found[:12]}…, the manifest says "
+            f"{digest[:12]}…. Copy the bundle again, or export the model again."
+        )
+
+
+def check_destination(folder: Path, *, overwrite: bool) -> None:
+    """Raise ``UsageError`` unless a bundle may be written to ``folder``."""
+    if folder.name in ("", "..") or folder.name.endswith(PARTIAL):
+        raise UsageError(f"{folder} cannot be a bundle's name; give a new folder with -o.")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"{folder} exists and is no folder; choose another with -o.")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / NAME).is_file():
+            raise UsageError(
+                f"{folder} exists and is no bundle; nothing in it was touched. Choose a new "
+                "folder with -o."
+            )
+        if not overwrite:
+            raise UsageError(
+                f"{folder} exists and holds a bundle; choose another folder with -o, or replace "
+                "it with --overwrite."
+            )
+    existing = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if not existing.is_dir():
+        raise UsageError(f"{existing} is a file, so {folder} cannot be made; choose another -o.")
+    if not os.access(existing, os.W_OK | os.X_OK) or not os.access(
+        folder.absolute().parent if folder.absolute().parent.exists() else existing, os.W_OK
+    ):
+        raise StorageError(f"{existing} is not writable; choose another folder with -o.")
+
+
+def write_bundle(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    artifacts: Sequence[Artifact],
+    proofs: Sequence[Proof],
+    reference: Reference,
+    readme: str,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write all files beside ``folder``, then rename. Raises ``StorageError``."""
+    check_destination(folder, overwrite=overwrite)
+    with staged_folder(folder, replace=overwrite) as temporary:
+        (temporary / "README.md").write_text(readme)
+        for artifact, proof in zip(artifacts, proofs, strict=True):
+            for name, content in artifact.files.items():
+                data = content if isinstance(content, bytes) else content.read_bytes()
+                _write(temporary / artifact.name / name, data)
+            _write(temporary / artifact.name / PROOF, _dump(proof.to_json()).encode())
+        for name, sample, expected in zip(
+            manifest.samples, reference.samples, reference.expected, strict=True
+        ):
+            _write_sample(temporary / name, sample, expected)
+        files = {
+            path.relative_to(temporary).as_posix(): sha256(path)
+            for path in temporary.rglob("*")
+            if path.is_file()
+        }
+        manifest = manifest.with_files(files)
+        # Last, so that a folder without a manifest is known to be unfinished.
+        (temporary / NAME).write_text(manifest.to_text())
+    return Bundle(folder, manifest)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _write_sample(path: Path, sample: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    arrays = {f"input.{name}": array for name, array in sample.items()}
+    arrays |= {f"output.{name}": array for name, array in expected.items()}
+    with storage_errors(path), path.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the flag first

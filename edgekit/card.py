@@ -1,0 +1,50 @@
+"""The README.md of a bundle: what it is, what was proven, how to run it. Markdown, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgekit.errors import DISTRIBUTION
+from edgekit.manifest import Manifest
+from edgekit.verify import Proof
+
+
+def readme(manifest: Manifest, proofs: Sequence[Proof], card: str) -> str:
+    """The whole text, ending in a newline."""
+    first = manifest.artifacts[0]
+    lines = [
+        f"# {manifest.model}",
+        "",
+        f"A bundle made by edgekit from `{manifest.source}`. Licence: "
+        f"{manifest.licence or 'not stated'}.",
+        "",
+        f"Inputs: {', '.join(f'`{spec}`' for spec in manifest.inputs)}. "
+        f"Outputs: {', '.join(f'`{spec}`' for spec in manifest.outputs)}.",
+        "",
+        "## Proofs",
+        "",
+        f"Every artifact was compared with the eager PyTorch model, in float32, on "
+        f"{len(manifest.samples)} samples ({manifest.samples_source}).",
+        "",
+        "| artifact | level | holds | max abs error | max rel error |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {proof.artifact} | {proof.level} | {'yes' if proof.passed else '**no**'} | "
+            f"{proof.max_abs_error:.2e} | {proof.max_rel_error:.2e} |"
+            for proof in proofs
+        ),
+        "",
+        "`executed` means: run by the vendor's runtime, on the machine that made the bundle.",
+        *(["", "Overrides:", *(f"- {text}" for text in manifest.overrides)] * bool(manifest.overrides)),
+        "",
+        "## Run it",
+        "",
+        "```sh",
+        f"pip install '{DISTRIBUTION}[{first.target}]'",
+        "edgekit verify .        # prove it again, on this machine",
+        "edgekit run . INPUT     # an image, or an .npz of named arrays",
+        "```",
+    ]
+    if card:
+        lines += ["", "## Model card", "", card.strip()]
+    return "\n".join(lines) + "\n"

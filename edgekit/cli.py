@@ -1,0 +1,311 @@
+"""The command line: parse, call, print. Results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+import edgekit
+from edgekit import doctor
+from edgekit.bundle import Bundle, open_bundle
+from edgekit.classes import top_labels
+from edgekit.errors import EdgekitError, UsageError
+from edgekit.export import check, export
+from edgekit.files import storage_errors
+from edgekit.profile import profile
+from edgekit.registry import backend, zoo_models
+from edgekit.render import (
+    Progress,
+    bundle_rows,
+    bundle_table,
+    measurement_table,
+    op_table,
+    table,
+)
+from edgekit.samples import read_sample
+from edgekit.spec import Array
+from edgekit.verify import Proof, verify
+
+Arguments = argparse.Namespace
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. See: {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="edgekit", description="PyTorch models to proven edge artifacts.")
+    parser.add_argument("--version", action="version", version=f"edgekit {edgekit.__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    common = _Parser(add_help=False)
+    common.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    def verb(name: str, action: Callable[[Arguments], int], text: str) -> _Parser:
+        added = verbs.add_parser(name, help=text, description=text, parents=[common])
+        added.set_defaults(action=action)
+        return added
+
+    listed = verb("list", _list, "what there is, what is installed, what is missing")
+    listed.add_argument("what", nargs="?", choices=("models", "targets"))
+    verb("doctor", _doctor, "versions, conflicts, and the line that repairs each")
+    checked = verb("check", _check, "every op that a target would refuse or run slowly")
+    _model_arguments(checked)
+    exported = verb("export", _export, "make and prove artifacts")
+    _model_arguments(exported)
+    exported.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    exported.add_argument("--samples", type=Path, help="real inputs to prove on: .npz, or folder")
+    exported.add_argument("--overwrite", action="store_true", help="replace the bundle DIR")
+    exported.add_argument("--unproven-ok", action="store_true", help="keep what failed its proof")
+    verified = verb("verify", _verify, "prove a bundle again, on this machine")
+    _bundle_arguments(verified)
+    profiled = verb("profile", _profile, "latency, load time and memory; refuses a noisy run")
+    _bundle_arguments(profiled)
+    profiled.add_argument("--threads", type=_positive, help="default: all cores")
+    profiled.add_argument("--runs", type=_positive, default=100)
+    profiled.add_argument("--noisy-ok", action="store_true", help="keep a figure made in noise")
+    ran = verb("run", _run, "run a bundle on images or .npz files")
+    ran.add_argument("bundle", type=Path)
+    ran.add_argument("inputs", type=Path, nargs="+", metavar="INPUT")
+    ran.add_argument("--artifact", help="such as onnxruntime-fp32; default: the first")
+    ran.add_argument("--top", type=_positive, default=3, help="labels to show")
+    ran.add_argument("-o", "--output", type=Path, help="write the outputs of one INPUT as .npz")
+    reported = verb("report", _report, "proofs and measurements of bundles")
+    reported.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    return parser
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a zoo name, or path/to/file.py:factory")
+    parser.add_argument("--target", required=True, help="onnxruntime,executorch or all")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, fp16; several with commas")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors, .pth or .pt")
+    parser.add_argument(
+        "--input",
+        action="append",
+        metavar="NAME=SHAPE",
+        help="x=1x3x224x224, x=batch:1..8x3x224x224 or ids=1x16:int64; once for each input",
+    )
+
+
+def _bundle_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--artifact", help="such as onnxruntime-fp32; default: all")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
+
+
+def _print(asked: Arguments, value: object, text: str) -> None:
+    print(json.dumps(value, indent=1) if asked.json else text)
+
+
+def _list(asked: Arguments) -> int:
+    listing: dict[str, object] = {}
+    texts = []
+    if asked.what in (None, "models"):
+        models = zoo_models()
+        listing["models"] = models
+        texts.append(table(("model", "what it is"), list(models.items())))
+    if asked.what in (None, "targets"):
+        targets = doctor.targets()
+        listing["targets"] = [target.to_json() for target in targets]
+        rows = [(t.name, ", ".join(t.precisions), t.state) for t in targets]
+        texts.append(table(("target", "precisions", "state"), rows))
+    _print(asked, listing, "\n\n".join(texts))
+    return 0
+
+
+def _doctor(asked: Arguments) -> int:
+    checks = doctor.examine()
+    rows = [(c.name, c.installed or "missing", c.wanted, c.repair or "ok") for c in checks]
+    _print(
+        asked,
+        [entry.to_json() for entry in checks],
+        table(("what", "installed", "tried with", "repair"), rows),
+    )
+    return 3 if any(entry.repair for entry in checks) else 0
+
+
+def _check(asked: Arguments) -> int:
+    with Progress().shown() as progress:
+        found = check(
+            asked.model,
+            asked.input,
+            targets=asked.target.split(","),
+            precision=asked.precision,
+            weights=asked.weights,
+            report=progress,
+        )
+    lines = []
+    for name, findings in found.items():
+        lines.append(f"{name}: {len(findings) or 'no'} finding{'s' * (len(findings) != 1)}")
+        lines += [f"  - {finding}" for finding in findings]
+    listed = {name: [finding.to_json() for finding in found[name]] for name in found}
+    _print(asked, listed, "\n".join(lines))
+    refused = any(f.effect == "refused" for findings in found.values() for f in findings)
+    return 3 if refused else 0
+
+
+def _export(asked: Arguments) -> int:
+    with Progress().shown() as progress:
+        bundle = export(
+            asked.model,
+            asked.input,
+            targets=asked.target.split(","),
+            out=asked.output,
+            precision=asked.precision,
+            weights=asked.weights,
+            samples=asked.samples,
+            overwrite=asked.overwrite,
+            unproven_ok=asked.unproven_ok,
+            report=progress,
+        )
+    for override in bundle.manifest.overrides:
+        print(f"warning: {override}", file=sys.stderr)
+    _print(asked, bundle_rows(bundle), f"{bundle_table(bundle)}\n\nwritten: {asked.output}")
+    return 0
+
+
+def _verify(asked: Arguments) -> int:
+    bundle = open_bundle(asked.bundle)
+    reference = bundle.reference()
+    proofs: list[Proof] = []
+    for name in _chosen(bundle, asked.artifact):
+        artifact = bundle.artifact(name)
+        proofs.append(verify(backend(artifact.target), artifact, reference))
+    rows = [
+        (
+            proof.artifact,
+            proof.level if proof.passed else "not proven",
+            proof.samples,
+            f"{proof.max_abs_error:.1e}",
+            f"{proof.max_rel_error:.1e}",
+        )
+        for proof in proofs
+    ]
+    text = table(("artifact", "proof", "samples", "max abs", "max rel"), rows)
+    failures = [f"{proof.artifact}: {why}" for proof in proofs for why in proof.failures]
+    _print(asked, [proof.to_json() for proof in proofs], "\n".join([text, *failures]))
+    return 1 if failures else 0
+
+
+def _chosen(bundle: Bundle, name: str | None) -> list[str]:
+    return [bundle.artifact(name).name] if name else list(bundle.artifacts)
+
+
+def _profile(asked: Arguments) -> int:
+    bundle = open_bundle(asked.bundle)
+    measurements = []
+    for name in _chosen(bundle, asked.artifact):
+        with Progress().shown() as progress:
+            progress(f"timing {name}")
+            measured = profile(
+                bundle, name, threads=asked.threads, runs=asked.runs, noisy_ok=asked.noisy_ok
+            )
+        measurements.append(measured)
+        bundle = open_bundle(asked.bundle)  # its manifest now lists the new file
+    texts = [measurement_table(measurements)]
+    texts += [f"{m.artifact}, by node:\n{op_table(m.ops)}" for m in measurements if m.ops]
+    _print(asked, [m.to_json() for m in measurements], "\n\n".join(texts))
+    return 0
+
+
+def _run(asked: Arguments) -> int:
+    bundle = open_bundle(asked.bundle)
+    if asked.output and len(asked.inputs) > 1:
+        raise UsageError("-o takes the outputs of one INPUT; run them one by one.")
+    artifact = bundle.artifact(asked.artifact)
+    manifest = bundle.manifest
+    samples = [read_sample(path, manifest.inputs, manifest.image) for path in asked.inputs]
+    with backend(artifact.target).open(artifact) as session:
+        answers = [session.run(sample) for sample in samples]
+    if asked.output:
+        _save(asked.output, answers[0])
+    values, texts = [], []
+    for path, answer in zip(asked.inputs, answers, strict=True):
+        best = top_labels(answer, manifest.labels, asked.top)
+        shown = ", ".join(f"{label} {score:.1%}" for label, score in best)
+        values.append({"input": str(path), "labels": dict(best), "outputs": _as_json(answer)})
+        texts.append(f"{path}: {shown or _summary(answer)}")
+    _print(asked, values, "\n".join(texts))
+    return 0
+
+
+def _as_json(answer: dict[str, Array]) -> dict[str, object]:
+    return {name: array.tolist() for name, array in answer.items()}
+
+
+def _summary(answer: dict[str, Array]) -> str:
+    return "; ".join(
+        f"{name} {array.dtype} {'x'.join(map(str, array.shape)) or 'scalar'}: "
+        f"{np.array2string(array, threshold=8, precision=4)}"
+        for name, array in answer.items()
+    )
+
+
+def _save(path: Path, answer: dict[str, Array]) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    with storage_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, **answer)  # type: ignore[arg-type]  # its stub takes the flag first
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _report(asked: Arguments) -> int:
+    bundles = [open_bundle(path) for path in asked.bundles]
+    values = [
+        {"bundle": str(path), "model": bundle.manifest.model, "artifacts": bundle_rows(bundle)}
+        for path, bundle in zip(asked.bundles, bundles, strict=True)
+    ]
+    texts = [
+        f"{bundle.manifest.model} ({path})\n{bundle_table(bundle)}"
+        for path, bundle in zip(asked.bundles, bundles, strict=True)
+    ]
+    _print(asked, values, "\n\n".join(texts))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; every error is a sentence on stderr and an exit code."""
+    debug = "--debug" in (sys.argv if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        asked = _parser().parse_args(arguments)
+        code: int = asked.action(asked)
+        return code
+    except EdgekitError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"edgekit: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("edgekit: stopped; what was there before is unchanged.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left (| head): not an error, and nothing more can be said.
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

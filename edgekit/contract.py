@@ -1,0 +1,129 @@
+"""The seams: what a backend, a session and a zoo must offer.
+
+These are protocols, not base classes: an adapter fits by its shape and needs no import from
+here. Changing one changes every adapter there is, ours and others', so do it as a design, with
+the conformance suite, not in passing. Members are read-only properties because writable ones
+would reject an adapter whose attribute has a narrower type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol, Self, runtime_checkable
+
+from edgekit.artifact import Artifact
+from edgekit.model import Model
+from edgekit.program import Program
+from edgekit.recipe import Recipe
+from edgekit.spec import Array, Arrays, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One op that a target would refuse, or run outside its fast path."""
+
+    op: str  # the op's name in the captured graph
+    effect: Literal["refused", "outside"]  # refused: no artifact; outside: portable kernel
+    source: str  # "file.py:12: the code", or "" where the graph does not know
+    module: str  # the path of the module in the user's model, "" for its root
+    remedy: str
+
+    def __str__(self) -> str:
+        place = f" at {self.source}" if self.source else ""
+        owner = f" in module {self.module!r}" if self.module else ""
+        effect = "is refused" if self.effect == "refused" else "stays outside the delegate"
+        return f"{self.op}{place}{owner} {effect}: {self.remedy}"
+
+    def to_json(self) -> dict[str, str]:
+        """Every field, as strings."""
+        return asdict(self)
+
+
+class Session(Protocol):
+    """An artifact opened for running. Nothing is loaded before entry; all is freed after exit."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
+        """Outputs by name; the arrays belong to the caller. Raises ``BadInput``."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class Backend(Protocol):
+    """One runtime: what it can take, how a program becomes its artifact, how that is opened."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Modules that running needs; lowering may need more and says so when called."""
+        ...
+
+    def check(self, program: Program, recipe: Recipe) -> list[Finding]: ...
+
+    def lower(self, program: Program, recipe: Recipe) -> Artifact: ...
+
+    def open(self, artifact: Artifact, *, threads: int | None = None) -> Session:
+        """A session; ``threads`` is the number of compute threads, None the runtime's default."""
+        ...
+
+
+@runtime_checkable
+class Preferences(Protocol):
+    """What a backend may add: its precisions, best first, and the model form it is fast on."""
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]: ...
+
+    @property
+    def form(self) -> str:
+        """A form of ``Model.deploy``: ``"concat"`` or ``"two-stream"``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpTime:
+    """Time of one graph node, averaged over runs."""
+
+    op: str
+    node: str
+    microseconds: float
+
+
+@runtime_checkable
+class OpTimings(Protocol):
+    """A session whose runtime tells where the time goes."""
+
+    def op_timings(self, arrays: Arrays, runs: int) -> list[OpTime]: ...
+
+
+class Zoo(Protocol):
+    """A set of models by name, listed without importing torch."""
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Name to one line about it."""
+        ...
+
+    def load(
+        self, name: str, *, weights: Path | None = None, inputs: tuple[TensorSpec, ...] = ()
+    ) -> Model:
+        """The model, with the user's weights and input sizes where given."""
+        ...

@@ -1,0 +1,110 @@
+"""What is installed, what this release was tried with, and the line that repairs each gap."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires
+
+from edgekit.errors import DISTRIBUTION
+from edgekit.host import installed_version
+from edgekit.registry import backend_names, find_backend, missing_modules, recipes_of
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One package: what is there, what is wanted, and what to run; ``repair`` is "" if fine."""
+
+    name: str
+    extra: str
+    installed: str | None
+    wanted: str
+    repair: str
+
+    def to_json(self) -> dict[str, object]:
+        """Every field."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One target and whether it can run here."""
+
+    name: str
+    precisions: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def state(self) -> str:
+        """``ready``, or what to run."""
+        if not self.missing:
+            return "ready"
+        return f"needs {', '.join(self.missing)}: pip install '{DISTRIBUTION}[{self.name}]'"
+
+    def to_json(self) -> dict[str, object]:
+        """Every field and the state."""
+        return {**asdict(self), "state": self.state}
+
+
+def targets() -> list[Target]:
+    """Every installed adapter."""
+    found = []
+    for name in backend_names():
+        adapter = find_backend(name)
+        precisions = tuple(recipe.precision for recipe in recipes_of(adapter))
+        found.append(Target(name, precisions, tuple(missing_modules(adapter))))
+    return found
+
+
+# "onnx==1.23.0; extra == 'export'", as the wheel's metadata has it.
+_REQUIREMENT = re.compile(
+    r"(?P<name>[\w.-]+)(?P<wanted>[^;]*?)\s*(;\s*extra\s*==\s*['\"](?P<extra>[\w-]+)['\"])?\s*"
+)
+_DEVELOPERS = ("dev",)
+
+
+def examine() -> list[Check]:
+    """Every package that edgekit can use, against the version it was tried with.
+
+    The versions are read from this distribution's own metadata: pyproject.toml is the one place.
+    """
+    try:
+        listed = requires(DISTRIBUTION) or []
+    except PackageNotFoundError:
+        listed = []
+    checks = []
+    for text in listed:
+        match = _REQUIREMENT.fullmatch(text)
+        if match and match["extra"] not in _DEVELOPERS:
+            checks.append(_check(match["name"], match["wanted"].strip(), match["extra"] or ""))
+    return checks
+
+
+def _check(name: str, wanted: str, extra: str) -> Check:
+    installed = installed_version(name)
+    if installed is None:
+        line = f"pip install '{DISTRIBUTION}[{extra}]'" if extra else f"pip install {name}"
+        return Check(name, extra, None, wanted or "any", line)
+    fits = all(_fits(installed, clause) for clause in wanted.split(",") if clause)
+    return Check(
+        name, extra, installed, wanted or "any", "" if fits else f"pip install '{name}{wanted}'"
+    )
+
+
+def _fits(installed: str, clause: str) -> bool:
+    """Whether a version satisfies ``==1.2.3``, ``>=1.2`` or ``<2``, local parts aside."""
+    operator, version = re.fullmatch(r"\s*(==|>=|<=|<|>)\s*([\w.]+)\s*", clause).groups()  # type: ignore[union-attr]
+    have, want = _numbers(installed), _numbers(version)
+    length = max(len(have), len(want))
+    have, want = (numbers + (0,) * (length - len(numbers)) for numbers in (have, want))
+    return {
+        "==": have == want,
+        ">=": have >= want,
+        "<=": have <= want,
+        "<": have < want,
+        ">": have > want,
+    }[operator]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0]))

@@ -1,0 +1,192 @@
+"""The manifest of a bundle: what is in it, checked field by field when read.
+
+JSON with a schema number, the sha256 of every other file, and a digest of itself, so that a
+flipped bit anywhere is found. Nothing in it depends on the time or the place of the export.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import edgekit
+from edgekit.errors import DamagedFile, NewerSchema
+from edgekit.image import ImageInput
+from edgekit.recipe import Recipe
+from edgekit.spec import TensorSpec
+
+SCHEMA = 1
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ArtifactEntry:
+    """One artifact's place in the bundle; ``files`` are paths inside its folder."""
+
+    target: str
+    recipe: Recipe
+    main: str
+    files: tuple[str, ...]
+    provenance: Mapping[str, object]
+
+    @property
+    def name(self) -> str:
+        """The folder: ``onnxruntime-fp32``."""
+        return f"{self.target}-{self.recipe.precision}"
+
+    def to_json(self) -> dict[str, object]:
+        """All fields as JSON values."""
+        return {
+            "target": self.target,
+            "recipe": self.recipe.to_json(),
+            "main": self.main,
+            "files": list(self.files),
+            "provenance": dict(self.provenance),
+        }
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a device must know to run the bundle, and everything needed to trust it.
+
+    ``overrides`` lists what was kept although a check failed; ``files`` maps each path in the
+    bundle to its sha256.
+    """
+
+    model: str
+    source: str
+    licence: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    image: ImageInput | None
+    labels: tuple[str, ...]
+    artifacts: tuple[ArtifactEntry, ...]
+    samples: tuple[str, ...]
+    samples_source: str
+    versions: Mapping[str, str]
+    overrides: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def with_files(self, files: Mapping[str, str]) -> Manifest:
+        """The same manifest for other file hashes."""
+        return replace(self, files=dict(sorted(files.items())))
+
+    def to_text(self) -> str:
+        """The file's text, digest included; equal manifests give equal bytes."""
+        body = {
+            "schema": SCHEMA,
+            "edgekit": edgekit.__version__,
+            "model": {"name": self.model, "source": self.source, "licence": self.licence},
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+            "image": self.image.to_json() if self.image else None,
+            "labels": list(self.labels),
+            "artifacts": [entry.to_json() for entry in self.artifacts],
+            "samples": {"files": list(self.samples), "source": self.samples_source},
+            "versions": dict(self.versions),
+            "overrides": list(self.overrides),
+            "files": dict(self.files),
+        }
+        return json.dumps({**body, "digest": _digest(body)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _digest(body: Mapping[str, object]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check ``folder/manifest.json``. Raises ``DamagedFile`` or ``NewerSchema``."""
+    path = folder / NAME
+    try:
+        body = json.loads(path.read_bytes())
+    except FileNotFoundError as cause:
+        raise DamagedFile(
+            f"{folder} is no edgekit bundle: it has no {NAME}. Make one with edgekit export."
+        ) from cause
+    except (OSError, ValueError, RecursionError) as cause:
+        raise DamagedFile(f"{path} is damaged: {cause}. {_REMEDY}") from cause
+    if not isinstance(body, dict) or type(body.get("schema")) is not int:
+        raise DamagedFile(f"{path} is no edgekit manifest: it has no schema number. {_REMEDY}")
+    if body["schema"] > SCHEMA:
+        raise NewerSchema(path, body["schema"], SCHEMA)
+    digest = body.pop("digest", None)
+    if digest != _digest(body):
+        raise DamagedFile(f"{path} was altered: its digest does not fit its text. {_REMEDY}")
+    try:
+        manifest = _manifest_from_json(body)
+    except (KeyError, TypeError, ValueError, AttributeError) as cause:
+        reason = cause if isinstance(cause, DamagedFile) else repr(cause)
+        raise DamagedFile(f"{path} is malformed: {reason}. {_REMEDY}") from cause
+    for name in _paths(manifest):
+        _refuse_escape(path, name)
+    return manifest
+
+
+_REMEDY = "Export the model again, or copy the bundle again from where it was made."
+
+
+def _manifest_from_json(body: dict[str, Any]) -> Manifest:
+    return Manifest(
+        model=_text(body["model"]["name"]),
+        source=_text(body["model"]["source"]),
+        licence=_text(body["model"]["licence"]),
+        inputs=tuple(TensorSpec.from_json(spec) for spec in body["inputs"]),
+        outputs=tuple(TensorSpec.from_json(spec) for spec in body["outputs"]),
+        image=None if body["image"] is None else ImageInput.from_json(body["image"]),
+        labels=_texts(body["labels"]),
+        artifacts=tuple(_entry_from_json(entry) for entry in body["artifacts"]),
+        samples=_texts(body["samples"]["files"]),
+        samples_source=_text(body["samples"]["source"]),
+        versions={_text(key): _text(value) for key, value in body["versions"].items()},
+        overrides=_texts(body["overrides"]),
+        files={_text(key): _text(value) for key, value in body["files"].items()},
+    )
+
+
+def _entry_from_json(value: dict[str, Any]) -> ArtifactEntry:
+    return ArtifactEntry(
+        target=_text(value["target"]),
+        recipe=Recipe.from_json(value["recipe"]),
+        main=_text(value["main"]),
+        files=_texts(value["files"]),
+        provenance=dict(value["provenance"]),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} should be text")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} should be a list")
+    return tuple(_text(item) for item in value)
+
+
+def _paths(manifest: Manifest) -> list[str]:
+    inside = [
+        f"{entry.name}/{name}"
+        for entry in manifest.artifacts
+        for name in (entry.main, *entry.files, "proof.json")
+    ]
+    listed = [*manifest.samples, *inside]
+    unlisted = [name for name in listed if name not in manifest.files]
+    if unlisted:
+        raise DamagedFile(f"the manifest gives no hash for {unlisted[0]!r}. {_REMEDY}")
+    return list(manifest.files)
+
+
+def _refuse_escape(path: Path, name: str) -> None:
+    parts = PurePosixPath(name)
+    if not name or parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name:
+        raise DamagedFile(
+            f"{path} names the file {name!r}, which lies outside the bundle; it was not opened. "
+            "Do not use this bundle."
+        )

@@ -1,0 +1,130 @@
+"""Latency, load time and memory of an artifact on this machine; a noisy run is refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from edgekit import host
+from edgekit.bundle import PERFORMANCE, Bundle
+from edgekit.errors import NoisyMachine, RuntimeFailed
+
+# Another process on this many cores, or a tail this long, and the median is not the model's.
+MOST_OTHERS = 0.25
+MOST_SPREAD = 1.5
+CHILD_TIMEOUT = 600.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured, with every raw time. Milliseconds and bytes.
+
+    ``noise`` says why the figure should not be trusted, "" where it can be. ``ops`` holds op,
+    node and mean microseconds where the runtime tells. ``model_memory_bytes`` is the peak above
+    what the process held before the model was loaded.
+    """
+
+    artifact: str
+    device: str
+    threads: int
+    import_ms: float
+    cold_load_ms: float
+    warm_load_ms: float
+    first_run_ms: float
+    times_ms: tuple[float, ...]
+    peak_memory_bytes: int
+    model_memory_bytes: int
+    size_bytes: int
+    others_busy_cores: float | None
+    ops: tuple[Mapping[str, object], ...]
+    host: Mapping[str, object]
+
+    def percentile(self, percent: int) -> float:
+        """The time that ``percent`` of the runs kept under, in milliseconds."""
+        return percentile(self.times_ms, percent)
+
+    @property
+    def noise(self) -> str:
+        """Why this figure should not be trusted, or ""."""
+        spread = self.percentile(90) / self.percentile(50)
+        if self.others_busy_cores is not None and self.others_busy_cores > MOST_OTHERS:
+            return (
+                f"other processes used {self.others_busy_cores:.1f} of "
+                f"{self.host['cores']} cores while it ran"
+            )
+        if spread > MOST_SPREAD:
+            return f"the slowest tenth of the runs took {spread:.1f} times the median"
+        return ""
+
+    def to_json(self) -> dict[str, object]:
+        """All fields, with the percentiles and the noise."""
+        shown = {f"p{percent}_ms": self.percentile(percent) for percent in (50, 90, 99)}
+        return {**shown, "noise": self.noise, **asdict(self)}
+
+
+def percentile(times: Sequence[float], percent: int) -> float:
+    """Nearest-rank percentile: always one of the times."""
+    ordered = sorted(times)
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+
+
+def profile(
+    bundle: Bundle,
+    name: str | None = None,
+    *,
+    threads: int | None = None,
+    runs: int = 100,
+    noisy_ok: bool = False,
+    save: bool = True,
+) -> Measurement:
+    """Measure one artifact in a fresh process, at batch and sizes of the first sample.
+
+    ``threads`` defaults to the cores this process may use. Raises ``NoisyMachine`` where the
+    figure cannot be trusted, unless ``noisy_ok``. The result goes into the bundle as perf.json.
+    """
+    artifact = bundle.artifact(name)
+    threads = threads or host.cores()
+    raw = _in_fresh_process(bundle.folder, artifact.name, threads, runs)
+    measurement = Measurement(
+        artifact=artifact.name,
+        device="this host",
+        threads=threads,
+        size_bytes=artifact.size,
+        host=host.describe(),
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()},
+    )
+    if measurement.noise and not noisy_ok:
+        raise NoisyMachine(
+            f"{artifact.name} was timed, but {measurement.noise}: the median of "
+            f"{measurement.percentile(50):.2f} ms may not be the model's. Close what else runs "
+            "and try again, or accept it with --noisy-ok."
+        )
+    if save:
+        bundle.with_json(f"{artifact.name}/{PERFORMANCE}", measurement.to_json())
+    return measurement
+
+
+def _in_fresh_process(folder: Path, name: str, threads: int, runs: int) -> dict[str, object]:
+    command = [sys.executable, "-m", "edgekit.measure", str(folder), name]
+    command += ["--threads", str(threads), "--runs", str(runs)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=CHILD_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired as cause:
+        raise RuntimeFailed(
+            f"{name} did not finish in {CHILD_TIMEOUT:.0f} s; ask for fewer --runs."
+        ) from cause
+    if done.returncode < 0:
+        crash = signal.Signals(-done.returncode).name
+        raise RuntimeFailed(f"the runtime crashed with {crash} while it ran {name}.")
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise RuntimeFailed(f"{name} could not be measured: {last[0]}")
+    result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return result

@@ -1,0 +1,93 @@
+"""Backends and zoo models by name. Names are listed without importing what they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+from edgekit.contract import Backend, Preferences, Zoo
+from edgekit.errors import EdgekitError, MissingRuntime, UnknownName, UnsupportedRecipe
+from edgekit.model import Model
+from edgekit.recipe import FP32, Recipe
+from edgekit.spec import TensorSpec
+
+BACKENDS, ZOOS = "edgekit.backends", "edgekit.zoos"
+
+
+def backend_names() -> tuple[str, ...]:
+    """Every installed adapter's name, in alphabetical order, whether or not it can run."""
+    return tuple(sorted({point.name for point in entry_points(group=BACKENDS)}))
+
+
+def backend(name: str) -> Backend:
+    """The adapter called ``name``, its runtime present.
+
+    Raises ``UnknownName``, or ``MissingRuntime`` with the line that installs it.
+    """
+    found = find_backend(name)
+    for module in missing_modules(found):
+        raise MissingRuntime(name, module)
+    return found
+
+
+def find_backend(name: str) -> Backend:
+    """The adapter called ``name``, whether or not its runtime is installed."""
+    points = [point for point in entry_points(group=BACKENDS) if point.name == name]
+    if not points:
+        raise UnknownName("target", name, backend_names())
+    adapter: Backend = _only(points).load()
+    return adapter
+
+
+def missing_modules(adapter: Backend) -> list[str]:
+    """The modules that ``adapter`` needs to run and that are not installed."""
+    return [module for module in adapter.needs if find_spec(module) is None]
+
+
+def recipes_of(adapter: Backend) -> tuple[Recipe, ...]:
+    """The recipes a backend makes, best first; float32 alone where it does not say."""
+    return adapter.recipes if isinstance(adapter, Preferences) else (FP32,)
+
+
+def supported_recipe(adapter: Backend, recipe: Recipe | None) -> Recipe:
+    """``recipe``, or the backend's first where it is None. Raises ``UnsupportedRecipe``."""
+    supported = recipes_of(adapter)
+    if recipe is None:
+        return supported[0]
+    if recipe not in supported:
+        names = [other.precision for other in supported]
+        raise UnsupportedRecipe(adapter.name, recipe.precision, names)
+    return recipe
+
+
+def zoo_models() -> dict[str, str]:
+    """Every zoo model's name and its one line."""
+    return {name: line for zoo in _zoos() for name, line in zoo.models.items()}
+
+
+def load_zoo_model(
+    name: str, *, weights: Path | None = None, inputs: tuple[TensorSpec, ...] = ()
+) -> Model:
+    """The zoo model called ``name``. Raises ``UnknownName``."""
+    for zoo in _zoos():
+        if name in zoo.models:
+            return zoo.load(name, weights=weights, inputs=inputs)
+    hint = "For your own model write path/to/file.py:factory."
+    raise UnknownName("model", name, zoo_models(), hint=hint)
+
+
+def _zoos() -> list[Zoo]:
+    return [point.load() for point in entry_points(group=ZOOS)]
+
+
+def _only(points: list[EntryPoint]) -> EntryPoint:
+    """The one entry point, where two packages must not claim one name."""
+    values: Mapping[str, EntryPoint] = {point.value: point for point in points}
+    if len(values) > 1:
+        raise EdgekitError(
+            f"two packages claim the target {points[0].name!r}: {', '.join(values)}; "
+            "uninstall one of them."
+        )
+    return points[0]

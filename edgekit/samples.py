@@ -1,0 +1,107 @@
+"""Sample inputs to prove on: the user's files, the model's own, or random ones, always said."""
+
+from __future__ import annotations
+
+import itertools
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.errors import BadInput
+from edgekit.image import ImageInput, read_image
+from edgekit.spec import Array, Arrays, Dim, TensorSpec, check_arrays
+
+RANDOM_SAMPLES = 4
+IMAGES = (".png", ".pgm", ".ppm", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+def draw_samples(
+    inputs: Sequence[TensorSpec], *, count: int = RANDOM_SAMPLES
+) -> tuple[dict[str, Array], ...]:
+    """Seeded random inputs: normal floats, and 0 or 1 for integers (valid for any vocabulary).
+
+    Named dims take their smallest, largest and middle sizes in turn, so that a proof covers
+    the range and not one point of it.
+    """
+    generator = np.random.default_rng(0)
+    choices = list(itertools.islice(itertools.cycle(_size_choices(inputs)), count))
+    return tuple(
+        {spec.name: _draw(generator, spec, chosen) for spec in inputs} for chosen in choices
+    )
+
+
+def _size_choices(inputs: Sequence[TensorSpec]) -> list[dict[str, int]]:
+    dims = {dim.name: dim for spec in inputs for dim in spec.dims}
+    picks = (
+        {name: dim.minimum for name, dim in dims.items()},
+        {name: dim.maximum for name, dim in dims.items()},
+        {name: (dim.minimum + dim.maximum) // 2 for name, dim in dims.items()},
+    )
+    return list(picks)
+
+
+def _draw(generator: np.random.Generator, spec: TensorSpec, chosen: Mapping[str, int]) -> Array:
+    sizes = spec.sizes(chosen)
+    if spec.dtype == "float32":
+        return generator.standard_normal(sizes, dtype=np.float32)
+    return generator.integers(0, 2, sizes).astype(spec.dtype)
+
+
+def regroup(samples: Sequence[Arrays], inputs: Sequence[TensorSpec]) -> tuple[Arrays, ...]:
+    """Samples of batch 1 as batches of the sizes that ``inputs`` name, where dim 0 is named."""
+    batch = {dim.name: dim for spec in inputs for dim in spec.shape[:1] if isinstance(dim, Dim)}
+    if not samples or len(batch) != 1:
+        return tuple(samples)
+    (dim,) = batch.values()
+    groups, rest = [], list(samples)
+    for size in itertools.cycle((dim.minimum, dim.maximum, (dim.minimum + dim.maximum) // 2)):
+        if len(rest) < size:
+            break
+        taken, rest = rest[:size], rest[size:]
+        groups.append(
+            {spec.name: np.concatenate([sample[spec.name] for sample in taken]) for spec in inputs}
+        )
+    return tuple(groups)
+
+
+def read_samples(
+    path: Path, inputs: Sequence[TensorSpec], image: ImageInput | None
+) -> tuple[dict[str, Array], ...]:
+    """Samples from an ``.npz``, an image, or a folder of either. Raises ``BadInput``."""
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in (".npz", *IMAGES))
+        if not files:
+            raise BadInput(f"{path} holds no .npz file and no image; put samples there.")
+    else:
+        files = [path]
+    return tuple(read_sample(file, inputs, image) for file in files)
+
+
+def read_sample(
+    path: Path, inputs: Sequence[TensorSpec], image: ImageInput | None
+) -> dict[str, Array]:
+    """One sample: arrays by input name from an ``.npz``, or a prepared image."""
+    if path.suffix.lower() == ".npz":
+        return check_arrays(inputs, read_npz(path))
+    pixels = read_image(path)
+    if image is None:
+        raise BadInput(
+            f"{path}: this model does not say how an image becomes its input; give an .npz with "
+            f"{', '.join(map(str, inputs))}, or return edgekit.Model(image=...) from the factory."
+        )
+    return check_arrays(inputs, {image.name: image.prepare(pixels)})
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """Arrays by name, never a pickle. Raises ``BadInput``."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            if not isinstance(content, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array; use np.savez with the inputs' names")
+            return {name: content[name] for name in content.files}
+    except FileNotFoundError as cause:
+        raise BadInput(f"there is no file {path}.") from cause
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as cause:
+        raise BadInput(f"{path} is not an .npz of arrays that can be read: {cause}.") from cause

@@ -1,0 +1,62 @@
+"""The models that ship with edgekit. Importing this package loads no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgekit.model import Model
+    from edgekit.spec import TensorSpec
+
+_NANO = {"partialnet-nano": "trained on Fashion-MNIST, 1x32x32, 0.3 M parameters"}
+_PAPER = {
+    "partialnet-t0": "4.3 M parameters, 0.25 G MACs",
+    "partialnet-t1": "7.8 M parameters, 0.55 G MACs",
+    "partialnet-t2": "12.7 M parameters, 1.03 G MACs",
+    "partialnet-s": "29.0 M parameters, 2.71 G MACs",
+    "partialnet-m": "61.4 M parameters, 6.68 G MACs",
+    "partialnet-l": "104.5 M parameters, 11.89 G MACs",
+}
+_REPO = {
+    "partialnet-t0-repo": "3.5 M parameters, 0.23 G MACs",
+    "partialnet-t1-repo": "6.1 M parameters, 0.52 G MACs",
+    "partialnet-t2-repo": "12.3 M parameters, 1.03 G MACs",
+    "partialnet-s-repo": "28.0 M parameters, 2.70 G MACs",
+    "partialnet-m-repo": "59.2 M parameters, 6.67 G MACs",
+    "partialnet-l-repo": "100.6 M parameters, 11.88 G MACs",
+}
+_FASTERNET = {
+    "fasternet-t0": "3.9 M parameters, 0.34 G MACs",
+    "fasternet-t1": "7.6 M parameters, 0.85 G MACs",
+    "fasternet-t2": "15.0 M parameters, 1.90 G MACs",
+    "fasternet-s": "31.2 M parameters, 4.55 G MACs",
+    "fasternet-m": "53.5 M parameters, 8.72 G MACs",
+    "fasternet-l": "93.5 M parameters, 15.49 G MACs",
+}
+_UNTRAINED = "untrained: give --weights"
+
+
+class _Zoo:
+    models = {
+        **_NANO,
+        **{name: f"PartialNet, {line}; {_UNTRAINED}" for name, line in _PAPER.items()},
+        **{
+            name: f"PartialNet as its released settings, {line}; {_UNTRAINED}"
+            for name, line in _REPO.items()
+        },
+        **{
+            name: f"PartialNet without attention, {line}; {_UNTRAINED}"
+            for name, line in _FASTERNET.items()
+        },
+    }
+
+    def load(
+        self, name: str, *, weights: Path | None = None, inputs: tuple[TensorSpec, ...] = ()
+    ) -> Model:
+        from edgekit_zoo.catalog import load_model
+
+        return load_model(name, weights=weights, inputs=inputs)
+
+
+ZOO = _Zoo()

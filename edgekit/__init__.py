@@ -10,8 +10,9 @@ __version__ = "0.1.0"
 
 from edgekit.artifact import Artifact
 from edgekit.bundle import Bundle, open_bundle
+from edgekit.classes import top_labels
 from edgekit.contract import Backend, Finding, Session
-from edgekit.errors import EdgekitError, MissingRuntime, NotProven
+from edgekit.errors import EdgekitError, MissingRuntime, NotProven, UsageError
 from edgekit.export import check, export
 from edgekit.image import ImageInput, read_image
 from edgekit.model import Model
@@ -40,6 +41,7 @@ __all__ = [
     "Reference",
     "Session",
     "TensorSpec",
+    "UsageError",
     "backend",
     "backend_names",
     "check",
@@ -47,5 +49,6 @@ __all__ = [
     "open_bundle",
     "profile",
     "read_image",
+    "top_labels",
     "verify",
 ]

@@ -90,12 +90,12 @@ class CaptureFailed(EdgekitError, ValueError):
 
 
 class UnsupportedModel(EdgekitError, ValueError):
-    """The preflight found ops that the target cannot take."""
+    """The model has ops that the target cannot take; each is named with its source line."""
 
     exit_code = 3
 
-    def __init__(self, target: str, findings: Iterable[str]) -> None:
-        lines = "\n".join(f"  - {line}" for line in findings)
+    def __init__(self, target: str, findings: Iterable[object]) -> None:
+        lines = "\n".join(f"  - {finding}" for finding in findings)
         super().__init__(f"{target} cannot take this model:\n{lines}")
 
 

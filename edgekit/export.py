@@ -11,7 +11,7 @@ from edgekit.artifact import Artifact
 from edgekit.bundle import Bundle, check_destination, write_bundle
 from edgekit.card import readme
 from edgekit.contract import Backend, Finding, Preferences
-from edgekit.errors import UnsupportedModel, UsageError
+from edgekit.errors import UsageError
 from edgekit.host import installed_version
 from edgekit.manifest import ArtifactEntry, Manifest
 from edgekit.model import Model
@@ -131,11 +131,6 @@ def export(
 def _make(each: Plan, captures: Captures, report: Report) -> tuple[Artifact, Proof]:
     name = f"{each.backend.name} {each.recipe.precision}"
     program = captures.program(each.backend)
-    report(f"checking every op for {name}")
-    findings = each.backend.check(program, each.recipe)
-    refused = [str(finding) for finding in findings if finding.effect == "refused"]
-    if refused:
-        raise UnsupportedModel(each.backend.name, refused)
     report(f"lowering to {name}")
     artifact = each.backend.lower(program, each.recipe)
     report(f"proving {name} on {len(captures.reference.samples)} samples")

@@ -109,7 +109,8 @@ class Progress:
     """Names the step at work on one line of a terminal; silent where there is none."""
 
     def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
+        self._stream = sys.stderr  # kept: it is replaced while a converter is silenced
+        self._live = self._stream.isatty()
         self._step, self._started = "", time.monotonic()
         self._done = threading.Event()
 
@@ -139,7 +140,6 @@ class Progress:
             if self._step and time.monotonic() - began > 2:
                 self._write(f"{self._step} … {time.monotonic() - self._started:.0f} s")
 
-    @staticmethod
-    def _write(text: str) -> None:
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()
+    def _write(self, text: str) -> None:
+        self._stream.write(f"\r\x1b[K{text}")
+        self._stream.flush()

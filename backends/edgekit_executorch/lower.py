@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -10,7 +11,7 @@ from torch.export import ExportedProgram
 from edgekit.artifact import Artifact
 from edgekit.capture import node_source, op_name, quiet
 from edgekit.contract import Finding
-from edgekit.errors import LoweringFailed
+from edgekit.errors import LoweringFailed, UnsupportedModel
 from edgekit.host import installed_version
 from edgekit.program import Program
 from edgekit.recipe import Recipe
@@ -52,44 +53,55 @@ class _Partitioned(Exception):
     """Ends lowering once the partitioner has said what it would take."""
 
 
-class _Preflight(XnnpackPartitioner):  # type: ignore[misc]  # untyped base
-    """Notes what stays outside, and stops before anything is delegated."""
+class _Recorder(XnnpackPartitioner):  # type: ignore[misc]  # untyped base
+    """Notes what stays outside the delegate; refuses, or stops, before delegation costs time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stop: bool) -> None:
         super().__init__()
-        self.outside: list[torch.fx.Node] = []
+        self._stop = stop
+        self.findings: list[Finding] = []
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
-        tagged = super().partition(exported_program).tagged_exported_program
-        self.outside = [
-            node
-            for node in tagged.graph.nodes
-            if node.op == "call_function" and "delegation_tag" not in node.meta
+        result = super().partition(exported_program)
+        kernels = set(Runtime.get().operator_registry.operator_names)
+        self.findings = [
+            _finding(node, kernels)
+            for node in result.tagged_exported_program.graph.nodes
+            if node.op == "call_function"
+            and "delegation_tag" not in node.meta
+            and not any(free in op_name(node) for free in _FREE)
         ]
-        raise _Partitioned
+        if self._stop or self.refused:
+            raise _Partitioned
+        return result
+
+    @property
+    def refused(self) -> list[Finding]:
+        """Ops without any kernel."""
+        return [finding for finding in self.findings if finding.effect == "refused"]
 
 
 def findings_from_program(program: Program, recipe: Recipe) -> list[Finding]:
     """Ops outside the delegate, and those that the runtime has no kernel for at all."""
-    partitioner = _Preflight()
-    exported = program_in_precision(program, recipe)
+    recorder = _Recorder(stop=True)
+    _edge(program_in_precision(program, recipe), recorder)
+    return recorder.findings
+
+
+def _edge(exported: ExportedProgram, recorder: _Recorder) -> Any:
+    """ExecuTorch's edge program with its delegates; None where the recorder stopped it."""
     try:
         with quiet():
-            to_edge_transform_and_lower(
+            return to_edge_transform_and_lower(
                 _with_strides(exported),
-                partitioner=[partitioner],
+                partitioner=[recorder],
+                # Its check of the op set would stop at the first op; the recorder lists all.
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
     except _Partitioned:
-        pass
+        return None
     except Exception as cause:  # the converter has no error classes of its own
         raise _failed(cause) from cause
-    kernels = set(Runtime.get().operator_registry.operator_names)
-    return [
-        _finding(node, kernels)
-        for node in partitioner.outside
-        if not any(free in op_name(node) for free in _FREE)
-    ]
 
 
 def _finding(node: torch.fx.Node, kernels: set[str]) -> Finding:
@@ -120,13 +132,13 @@ def _with_strides(exported: ExportedProgram) -> ExportedProgram:
 
 
 def artifact_from_program(program: Program, recipe: Recipe) -> Artifact:
-    """Lower through the XNNPACK partitioner. Raises ``LoweringFailed``."""
-    exported = program_in_precision(program, recipe)
+    """Lower through the XNNPACK partitioner. Raises ``UnsupportedModel`` or ``LoweringFailed``."""
+    recorder = _Recorder(stop=False)
+    edge = _edge(program_in_precision(program, recipe), recorder)
+    if recorder.refused:
+        raise UnsupportedModel("executorch", recorder.refused)
     try:
         with quiet():
-            edge = to_edge_transform_and_lower(
-                _with_strides(exported), partitioner=[XnnpackPartitioner()]
-            )
             lowered = edge.to_executorch()
     except Exception as cause:  # the converter has no error classes of its own
         raise _failed(cause) from cause
@@ -160,7 +172,4 @@ def _failed(cause: Exception) -> LoweringFailed:
     while isinstance(root.__cause__, Exception):
         root = root.__cause__
     reason = next((line for line in str(root).splitlines() if line.strip()), type(root).__name__)
-    return LoweringFailed(
-        f"ExecuTorch could not lower the model: {reason.strip()} "
-        "Run edgekit check to see which ops are the cause."
-    )
+    return LoweringFailed(f"ExecuTorch could not lower the model: {reason.strip()}")

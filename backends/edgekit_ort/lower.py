@@ -11,7 +11,7 @@ from torch.onnx._internal.exporter import _dispatching, _fx_passes, _registratio
 from edgekit.artifact import Artifact
 from edgekit.capture import node_source, op_name, quiet
 from edgekit.contract import Finding
-from edgekit.errors import LoweringFailed
+from edgekit.errors import LoweringFailed, UnsupportedModel
 from edgekit.host import installed_version
 from edgekit.program import Program
 from edgekit.recipe import FP16, Recipe
@@ -52,7 +52,10 @@ def _finding(node: torch.fx.Node) -> Finding:
 
 
 def artifact_from_program(program: Program, recipe: Recipe) -> Artifact:
-    """Export, name dims, convert to the recipe's precision. Raises ``LoweringFailed``."""
+    """Export, name dims, convert to the recipe's precision.
+
+    Raises ``UnsupportedModel`` or ``LoweringFailed``.
+    """
     try:
         with quiet():
             exported = torch.onnx.export(
@@ -64,9 +67,10 @@ def artifact_from_program(program: Program, recipe: Recipe) -> Artifact:
             )
             model = exported.model_proto  # type: ignore[union-attr]  # None only without dynamo
     except Exception as cause:  # the exporter translates every failure into its own private classes
+        if refused := findings_from_program(program):
+            raise UnsupportedModel("onnxruntime", refused) from cause
         raise LoweringFailed(
-            f"torch.onnx could not export the model: {_summary(str(cause))} "
-            "Run edgekit check to see which ops are the cause."
+            f"torch.onnx could not export the model: {_summary(str(cause))}"
         ) from cause
     _strip(model)
     _name_dims(model, program)

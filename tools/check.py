@@ -1,0 +1,44 @@
+"""Every check in order: format, lint, types, tests. Prints the size of the core at the end.
+
+    python tools/check.py            all of it
+    python tools/check.py --fix      let ruff mend what it can first
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words: str) -> None:
+    """Run a module of this Python in the root, and stop at the first failure."""
+    print(f"$ {' '.join(words)}", flush=True)
+    code = subprocess.run([sys.executable, "-m", *words], cwd=ROOT).returncode
+    if code:
+        sys.exit(code)
+
+
+def lines(folder: Path) -> int:
+    """Lines of the Python files below ``folder``."""
+    return sum(len(path.read_text().splitlines()) for path in folder.rglob("*.py"))
+
+
+def main() -> int:
+    """Run them all."""
+    if "--fix" in sys.argv:
+        run("ruff", "check", "--fix", "--quiet", ".")
+        run("ruff", "format", "--quiet", ".")
+    run("ruff", "format", "--check", ".")
+    run("ruff", "check", ".")
+    run("mypy")
+    run("pytest", "-q", *(word for word in sys.argv[1:] if word != "--fix"))
+    for name in ("edgekit", "backends", "models", "tests"):
+        print(f"{name}: {lines(ROOT / name)} lines")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -207,9 +207,7 @@ def _run_eager(model: Model, sample: Arrays) -> dict[str, Array]:
             f"the model raised {type(cause).__name__}{line and ' at ' + line} when run on its "
             f"sample inputs ({', '.join(map(str, model.inputs))}): {_first_line(cause)}"
         ) from cause
-    return {
-        name: tensor.numpy(force=True).copy() for name, tensor in _named_outputs(model, result)
-    }
+    return {name: tensor.numpy(force=True).copy() for name, tensor in _named_outputs(model, result)}
 
 
 def _named_outputs(model: Model, result: object) -> list[tuple[str, Tensor]]:
@@ -235,7 +233,9 @@ def _named_outputs(model: Model, result: object) -> list[tuple[str, Tensor]]:
 
 def _name(path: Sequence[object]) -> str:
     """``("features", 1)`` becomes ``features_1``; a lone output is called ``output``."""
-    keys = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+    keys = [
+        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path
+    ]
     text = "_".join(keys)
     return text if text and not text[0].isdigit() else f"output_{text}".rstrip("_")
 
@@ -313,8 +313,8 @@ def export_module(module: nn.Module, inputs: Sequence[TensorSpec]) -> ExportedPr
         {axis: dims[dim.name] for axis, dim in enumerate(spec.shape) if isinstance(dim, Dim)}
         for spec in inputs
     )
-    variadic = list(inspect.signature(call.forward).parameters.values())[0].kind
-    if variadic is inspect.Parameter.VAR_POSITIONAL:
+    first = next(iter(inspect.signature(call.forward).parameters.values()))
+    if first.kind is inspect.Parameter.VAR_POSITIONAL:
         shapes = (shapes,)
     with torch.no_grad(), quiet():
         try:

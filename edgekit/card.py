@@ -35,7 +35,10 @@ def readme(manifest: Manifest, proofs: Sequence[Proof], card: str) -> str:
         ),
         "",
         "`executed` means: run by the vendor's runtime, on the machine that made the bundle.",
-        *(["", "Overrides:", *(f"- {text}" for text in manifest.overrides)] * bool(manifest.overrides)),
+        *(
+            ["", "Overrides:", *(f"- {text}" for text in manifest.overrides)]
+            * bool(manifest.overrides)
+        ),
         "",
         "## Run it",
         "",

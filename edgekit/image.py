@@ -47,7 +47,8 @@ class ImageInput:
         pixels = _resize(pixels, self.height, self.width)
         edge = (self.pad, self.pad)
         pixels = np.pad(pixels, (edge, edge, (0, 0)))
-        scaled = (pixels / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        scaled = (pixels / np.float32(255) - mean) / std
         return np.ascontiguousarray(scaled.astype(np.float32).transpose(2, 0, 1)[None])
 
     def to_json(self) -> dict[str, object]:
@@ -97,16 +98,16 @@ class _Unsupported(Exception):
 
 def _with_pillow(path: Path, why: str) -> Image:
     try:
-        from PIL import Image as pillow  # absent on most devices, and not needed there
+        import PIL.Image  # absent on most devices, and not needed there
     except ImportError:
         raise BadInput(
             f"{path} is not an image that edgekit reads by itself ({why}). Where it is an image, "
             f"convert it to 8-bit PNG, or run: pip install 'edgekit-sdk[images]'"
         ) from None
     try:
-        with pillow.open(path) as image:
+        with PIL.Image.open(path) as image:
             return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as cause:
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as cause:
         raise BadInput(f"{path} is not an image: {cause}.") from cause
 
 
@@ -235,7 +236,8 @@ def _resize(pixels: Floats, height: int, width: int) -> Floats:
     columns = _resize_matrix(pixels.shape[1], width)
     # Reduce rows first, so that a large photo becomes small at once.
     shrunk = np.tensordot(rows, pixels, 1)  # (height, old width, channels)
-    return np.einsum("hwc,Ww->hWc", shrunk, columns)
+    resized: Floats = np.einsum("hwc,Ww->hWc", shrunk, columns)
+    return resized
 
 
 def _resize_matrix(size: int, wanted: int) -> Floats:
@@ -245,4 +247,5 @@ def _resize_matrix(size: int, wanted: int) -> Floats:
     centre = (np.arange(wanted) + 0.5) * scale
     distance = np.abs(np.arange(size) + 0.5 - centre[:, None]) / reach
     weight = np.clip(1 - distance, 0, None)
-    return (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
+    matrix: Floats = (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
+    return matrix

@@ -68,9 +68,7 @@ def _timed(action: Callable[[], T]) -> tuple[T, float]:
     return result, (time.perf_counter_ns() - start) / 1e6
 
 
-def _time_runs(
-    session: Session, sample: Arrays, runs: int
-) -> tuple[list[float], float | None]:
+def _time_runs(session: Session, sample: Arrays, runs: int) -> tuple[list[float], float | None]:
     """Every run's milliseconds, and how many cores other processes used meanwhile."""
     _repeat(lambda: session.run(sample), 3, WARM_UP_SECONDS)
     start, busy, own = time.monotonic(), host.busy_seconds(), host.own_seconds()

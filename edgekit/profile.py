@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from edgekit import host
 from edgekit.bundle import PERFORMANCE, Bundle
@@ -96,7 +97,7 @@ def profile(
         threads=threads,
         size_bytes=artifact.size,
         host=host.describe(),
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()},
+        **raw,
     )
     if measurement.noise and not noisy_ok:
         raise NoisyMachine(
@@ -109,7 +110,7 @@ def profile(
     return measurement
 
 
-def _in_fresh_process(folder: Path, name: str, threads: int, runs: int) -> dict[str, object]:
+def _in_fresh_process(folder: Path, name: str, threads: int, runs: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "edgekit.measure", str(folder), name]
     command += ["--threads", str(threads), "--runs", str(runs)]
     try:
@@ -126,5 +127,5 @@ def _in_fresh_process(folder: Path, name: str, threads: int, runs: int) -> dict[
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise RuntimeFailed(f"{name} could not be measured: {last[0]}")
-    result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {**result, "times_ms": tuple(result["times_ms"]), "ops": tuple(result["ops"])}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import BadInput, DamagedFile, UsageError
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 
 DTYPES = ("float32", "int64", "int32", "int8", "uint8", "bool")

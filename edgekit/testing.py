@@ -42,7 +42,12 @@ class ReplayBackend:
     def lower(self, program: Program, recipe: Recipe) -> Artifact:
         content = replay_file(program.reference, self.drift)
         return Artifact(
-            self.name, recipe, "replay.npz", {"replay.npz": content}, program.inputs, program.outputs
+            self.name,
+            recipe,
+            "replay.npz",
+            {"replay.npz": content},
+            program.inputs,
+            program.outputs,
         )
 
     def open(self, artifact: Artifact, *, threads: int | None = None) -> ReplaySession:

@@ -275,4 +275,3 @@ def _failures(deviation: Deviation, limits: Limits) -> list[str]:
         # Written so that a NaN fails too.
         if value is not None and not (value >= limit if at_least else value <= limit)
     ]
-

@@ -1,7 +1,7 @@
 """Every check in order: format, lint, types, tests. Prints the size of the core at the end.
 
-    python tools/check.py            all of it
-    python tools/check.py --fix      let ruff mend what it can first
+python tools/check.py            all of it
+python tools/check.py --fix      let ruff mend what it can first
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from edgekit_zoo import fashion_mnist
 
 import edgekit
 from edgekit.registry import load_zoo_model
 from edgekit.render import size_text, table
+from edgekit_zoo import fashion_mnist
 
 ROOT = Path(__file__).parents[1]
 MODEL = "partialnet-nano"
@@ -67,7 +67,14 @@ def main(arguments: list[str] | None = None) -> int:
     out = str(asked.output)
     shutil.rmtree(asked.output, ignore_errors=True)
     edgekit_command(
-        "export", MODEL, "--target", "onnxruntime,executorch", "--precision", asked.precision, "-o", out
+        "export",
+        MODEL,
+        "--target",
+        "onnxruntime,executorch",
+        "--precision",
+        asked.precision,
+        "-o",
+        out,
     )
     proofs = {proof["artifact"]: proof for proof in edgekit_command("verify", out)}
     timed = {row["artifact"]: row for row in edgekit_command("profile", out, "--noisy-ok")}

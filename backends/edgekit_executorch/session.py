@@ -101,6 +101,5 @@ class ExecutorchSession:
         except RuntimeError as cause:
             raise RuntimeFailed(f"executorch could not run the program: {cause}") from cause
         return {
-            spec.name: result.numpy()
-            for spec, result in zip(self.outputs, results, strict=True)
+            spec.name: result.numpy() for spec, result in zip(self.outputs, results, strict=True)
         }

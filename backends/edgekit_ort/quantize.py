@@ -17,7 +17,8 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     try:
         with quiet():
-            return convert_float_to_float16(model, keep_io_types=True)
+            converted: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
+        return converted
     except Exception as cause:  # the tool raises whatever it trips over
         raise LoweringFailed(
             f"onnxruntime could not convert the model to fp16: {cause}. Use --precision fp32."

@@ -51,7 +51,7 @@ def load_model(
         outputs=(OUTPUT,),
         deploy=_deploy,
         licence="Apache-2.0",
-        card=f"{name} of edgekit's zoo, with weights drawn from seed 0: for measuring, not for use.",
+        card=f"{name} of edgekit's zoo, weights drawn from seed 0: for measuring, not for use.",
     )
     if weights is not None:
         load_weights(network, weights)

@@ -82,14 +82,23 @@ class Bundle:
 
     def with_json(self, name: str, value: object) -> Bundle:
         """The bundle after writing ``value`` to the file ``name``; all of it or nothing."""
-        with staged_folder(self.folder, replace=True) as temporary:
-            for file in self.manifest.files:
-                _link(self.folder / file, temporary / file)
+        folder = self.folder.resolve()  # a link, or ".", cannot be exchanged
+        if folder in (here := Path.cwd(), *here.parents):
+            raise UsageError(
+                f"{folder} is the folder you are in, and writing to a bundle replaces its folder; "
+                f"go to its parent and name it from there: cd {folder.parent}"
+            )
+        with staged_folder(folder, replace=True) as temporary:
+            for path in folder.rglob("*"):  # with what else the user keeps there
+                if path.is_file():
+                    _link(path, temporary / path.relative_to(folder))
+            # Unlinked first: they are links into the old folder.
             path = temporary / name
-            path.unlink(missing_ok=True)  # it may be a link into the old folder
-            path.write_text(_dump(value))
+            path.unlink(missing_ok=True)
+            _write(path, _dump(value).encode())
             manifest = self.manifest.with_files({**self.manifest.files, name: sha256(path)})
-            (temporary / NAME).write_text(manifest.to_text())
+            (temporary / NAME).unlink(missing_ok=True)
+            _write(temporary / NAME, manifest.to_text().encode())
         return Bundle(self.folder, manifest)
 
 
@@ -120,7 +129,7 @@ def open_bundle(folder: str | Path) -> Bundle:
     altered or a link, ``NewerSchema`` where this edgekit is too old.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir raises where the name is too long
         raise UsageError(
             f"there is no bundle folder {folder}; make one with edgekit export MODEL -o DIR."
         )
@@ -137,14 +146,19 @@ def open_bundle(folder: str | Path) -> Bundle:
 def _check_file(folder: Path, name: str, digest: str) -> None:
     path = folder / name
     parents = [folder / parent for parent in PurePosixPath(name).parents if parent.name]
-    if any(part.is_symlink() for part in (path, *parents)):
-        raise DamagedFile(f"{path} is a symbolic link; a bundle holds plain files only.")
     try:
+        if any(part.is_symlink() for part in (path, *parents)):
+            raise DamagedFile(f"{path} is a symbolic link; a bundle holds plain files only.")
+        if path.exists() and not path.is_file():  # to read a pipe would wait forever
+            raise DamagedFile(f"{path} is no plain file; a bundle holds nothing else.")
         found = sha256(path)
     except FileNotFoundError as cause:
         raise DamagedFile(f"{path} is missing; copy the bundle again, whole.") from cause
-    except OSError as cause:
-        raise DamagedFile(f"{path} cannot be read: {cause.strerror}.") from cause
+    except DamagedFile:
+        raise
+    except (OSError, ValueError) as cause:  # ValueError: no file can have such a name
+        reason = getattr(cause, "strerror", None) or cause
+        raise DamagedFile(f"{path} cannot be read: {reason}.") from cause
     if found != digest:
         raise DamagedFile(
             f"{path} was altered or cut short: its sha256 is {found[:12]}…, the manifest says "
@@ -153,7 +167,12 @@ def _check_file(folder: Path, name: str, digest: str) -> None:
 
 
 def check_destination(folder: Path, *, overwrite: bool) -> None:
-    """Raise ``UsageError`` unless a bundle may be written to ``folder``."""
+    """Raise ``UsageError`` or ``StorageError`` unless a bundle may be written to ``folder``."""
+    with storage_errors(folder):
+        _check_destination(folder, overwrite=overwrite)
+
+
+def _check_destination(folder: Path, *, overwrite: bool) -> None:
     if folder.name in ("", "..") or folder.name.endswith(PARTIAL):
         raise UsageError(f"{folder} cannot be a bundle's name; give a new folder with -o.")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
@@ -191,7 +210,7 @@ def write_bundle(
     """Write all files beside ``folder``, then rename. Raises ``StorageError``."""
     check_destination(folder, overwrite=overwrite)
     with staged_folder(folder, replace=overwrite) as temporary:
-        (temporary / "README.md").write_text(readme)
+        _write(temporary / "README.md", readme.encode())
         for artifact, proof in zip(artifacts, proofs, strict=True):
             for name, content in artifact.files.items():
                 data = content if isinstance(content, bytes) else content.read_bytes()
@@ -208,7 +227,7 @@ def write_bundle(
         }
         manifest = manifest.with_files(files)
         # Last, so that a folder without a manifest is known to be unfinished.
-        (temporary / NAME).write_text(manifest.to_text())
+        _write(temporary / NAME, manifest.to_text().encode())
     return Bundle(folder, manifest)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import sympy
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
@@ -178,7 +179,8 @@ def reference_from(model: Model) -> Reference:
     """
     samples = tuple(check_arrays(model.inputs, sample) for sample in model.samples)
     with _inference(model.module):
-        expected = tuple(_run_eager(model, sample) for sample in samples)
+        with _unchanged_buffers(model.module):
+            expected = tuple(_run_eager(model, sample) for sample in samples)
         again = [_run_eager(model, sample) for sample in samples]
     for index, (first, second) in enumerate(zip(expected, again, strict=True)):
         for name, values in first.items():
@@ -197,7 +199,6 @@ def reference_from(model: Model) -> Reference:
 
 def _run_eager(model: Model, sample: Arrays) -> dict[str, Array]:
     call = _bind(model.module, [spec.name for spec in model.inputs])
-    # Copies, because a model may write into its input.
     tensors = [torch.from_numpy(np.array(sample[spec.name])) for spec in model.inputs]
     try:
         result = call(*tensors)
@@ -207,7 +208,29 @@ def _run_eager(model: Model, sample: Arrays) -> dict[str, Array]:
             f"the model raised {type(cause).__name__}{line and ' at ' + line} when run on its "
             f"sample inputs ({', '.join(map(str, model.inputs))}): {_first_line(cause)}"
         ) from cause
+    for spec, tensor in zip(model.inputs, tensors, strict=True):
+        if not np.array_equal(tensor.numpy(), sample[spec.name]):
+            raise CaptureFailed(
+                f"the model writes into its input {spec.name!r}; a device's runtime does not "
+                "hand that back. Work on a copy, and return what is needed."
+            )
     return {name: tensor.numpy(force=True).copy() for name, tensor in _named_outputs(model, result)}
+
+
+@contextmanager
+def _unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Refuses a model that keeps state between runs, and gives it back as it was."""
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    yield
+    after = dict(module.named_buffers())
+    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    for name in changed:
+        after[name].copy_(before[name])
+    if changed:
+        raise CaptureFailed(
+            f"the model changes its own buffer {changed[0]!r} when it runs; edgekit exports models "
+            "without state. Take the value as an input, and return the new one."
+        )
 
 
 def _named_outputs(model: Model, result: object) -> list[tuple[str, Tensor]]:
@@ -292,7 +315,6 @@ def capture(model: Model, reference: Reference, *, form: str | None = None) -> P
         if model.deploy is not None and form is not None:
             module = model.deploy(module, form, model.inputs).eval()
         exported = export_module(module, model.inputs)
-    _refuse_state(exported)
     outputs = _output_specs(exported, list(reference.expected[0]), model.inputs)
     return Program(exported, model.inputs, outputs, reference)
 
@@ -376,17 +398,13 @@ def node_source(node: torch.fx.Node) -> tuple[str, str]:
 
 def op_name(node: torch.fx.Node) -> str:
     """``aten.sort.default``: how PyTorch writes the op that a graph node calls."""
-    return str(getattr(node.target, "_op", node.target)).removeprefix("torch.ops.")
+    return str(operator_of(node)).removeprefix("torch.ops.")
 
 
-def _refuse_state(exported: ExportedProgram) -> None:
-    for output in exported.graph_signature.output_specs:
-        if output.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
-            what = "buffer" if output.kind is OutputKind.BUFFER_MUTATION else "input"
-            raise CaptureFailed(
-                f"the model changes its own {what} {output.target!r} when it runs; edgekit exports "
-                "models without state. Return the new value instead, and feed it back."
-            )
+def operator_of(node: torch.fx.Node) -> object:
+    """What a graph node calls, without the wrapper that a converter may have put around it."""
+    target = node.target
+    return target if isinstance(target, OpOverload) else getattr(target, "_op", target)
 
 
 def _output_specs(
@@ -398,6 +416,17 @@ def _output_specs(
         for output in exported.graph_signature.output_specs
         if output.kind is OutputKind.USER_OUTPUT and getattr(output.arg, "name", None) in nodes
     ]
+    constants = {
+        spec.arg.name
+        for spec in exported.graph_signature.input_specs
+        if spec.kind is not InputKind.USER_INPUT
+    }
+    for name, node in zip(names, outputs, strict=True):
+        if node in constants:
+            raise CaptureFailed(
+                f"the output {name!r} is a weight of the model and depends on no input; leave it "
+                "out of what forward returns."
+            )
     symbols = _symbols(exported, nodes, inputs)
     specs = []
     for name, node in zip(names, outputs, strict=True):

@@ -67,8 +67,13 @@ class ImageInput:
                 "mean": [*mean],
                 "std": [*std],
                 "pad": int(pad),
-            } if len(mean) == len(std) == channels and all(
-                isinstance(number, float) for number in (*mean, *std)
+            } if (
+                all(type(number) is int for number in (channels, height, width, pad))
+                and all(type(number) in (int, float) for number in (*mean, *std))
+                and all(abs(number) < 1e30 for number in (*mean, *std))  # no NaN either
+                and len(mean) == len(std) == channels
+                and min(height, width) > 0 <= pad
+                and 0 not in std
             ):
                 return cls(name, channels, height, width, tuple(mean), tuple(std), pad)
         raise DamagedFile(f"the preprocessing in the manifest is malformed: {value!r}")
@@ -106,9 +111,15 @@ def _with_pillow(path: Path, why: str) -> Image:
         ) from None
     try:
         with PIL.Image.open(path) as image:
-            return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+            if image.mode.startswith("I;16"):  # convert() would cut it off at 255
+                return (np.asarray(image)[:, :, None] >> 8).astype(np.uint8)
+            if image.mode in ("I", "F"):
+                raise ValueError("its pixels are no 8-bit numbers; convert it to 8-bit PNG")
+            if image.mode in ("1", "L"):
+                return np.asarray(image.convert("L"))[:, :, None]
+            return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as cause:
-        raise BadInput(f"{path} is not an image: {cause}.") from cause
+        raise BadInput(f"{path} cannot be read as an image: {cause}.") from cause
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"

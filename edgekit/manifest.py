@@ -94,7 +94,7 @@ class Manifest:
         return json.dumps({**body, "digest": _digest(body)}, indent=1, ensure_ascii=False) + "\n"
 
 
-def _digest(body: Mapping[str, object]) -> str:
+def _digest(body: object) -> str:
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -104,18 +104,19 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / NAME
     try:
         body = json.loads(path.read_bytes())
+        digest = body.pop("digest", None) if isinstance(body, dict) else None
+        found = _digest(body)
     except FileNotFoundError as cause:
         raise DamagedFile(
             f"{folder} is no edgekit bundle: it has no {NAME}. Make one with edgekit export."
         ) from cause
     except (OSError, ValueError, RecursionError) as cause:
         raise DamagedFile(f"{path} is damaged: {cause}. {_REMEDY}") from cause
-    if not isinstance(body, dict) or type(body.get("schema")) is not int:
+    if not isinstance(body, dict) or type(body.get("schema")) is not int or body["schema"] < 1:
         raise DamagedFile(f"{path} is no edgekit manifest: it has no schema number. {_REMEDY}")
     if body["schema"] > SCHEMA:
         raise NewerSchema(path, body["schema"], SCHEMA)
-    digest = body.pop("digest", None)
-    if digest != _digest(body):
+    if digest != found:
         raise DamagedFile(f"{path} was altered: its digest does not fit its text. {_REMEDY}")
     try:
         manifest = _manifest_from_json(body)
@@ -135,11 +136,11 @@ def _manifest_from_json(body: dict[str, Any]) -> Manifest:
         model=_text(body["model"]["name"]),
         source=_text(body["model"]["source"]),
         licence=_text(body["model"]["licence"]),
-        inputs=tuple(TensorSpec.from_json(spec) for spec in body["inputs"]),
-        outputs=tuple(TensorSpec.from_json(spec) for spec in body["outputs"]),
+        inputs=tuple(TensorSpec.from_json(spec) for spec in _list(body["inputs"])),
+        outputs=tuple(TensorSpec.from_json(spec) for spec in _list(body["outputs"])),
         image=None if body["image"] is None else ImageInput.from_json(body["image"]),
         labels=_texts(body["labels"]),
-        artifacts=tuple(_entry_from_json(entry) for entry in body["artifacts"]),
+        artifacts=tuple(_entry_from_json(entry) for entry in _list(body["artifacts"])),
         samples=_texts(body["samples"]["files"]),
         samples_source=_text(body["samples"]["source"]),
         versions={_text(key): _text(value) for key, value in body["versions"].items()},
@@ -149,12 +150,16 @@ def _manifest_from_json(body: dict[str, Any]) -> Manifest:
 
 
 def _entry_from_json(value: dict[str, Any]) -> ArtifactEntry:
+    if not isinstance(value["provenance"], dict):
+        raise TypeError(f"{value['provenance']!r} should be an object")
+    if value["main"] not in value["files"]:
+        raise DamagedFile(f"{value['main']!r} is none of the artifact's files")
     return ArtifactEntry(
         target=_text(value["target"]),
         recipe=Recipe.from_json(value["recipe"]),
         main=_text(value["main"]),
         files=_texts(value["files"]),
-        provenance=dict(value["provenance"]),
+        provenance=value["provenance"],
     )
 
 
@@ -164,10 +169,14 @@ def _text(value: object) -> str:
     return value
 
 
-def _texts(value: object) -> tuple[str, ...]:
+def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
         raise TypeError(f"{value!r} should be a list")
-    return tuple(_text(item) for item in value)
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(_text(item) for item in _list(value))
 
 
 def _paths(manifest: Manifest) -> list[str]:

@@ -43,7 +43,14 @@ def find_backend(name: str) -> Backend:
 
 def missing_modules(adapter: Backend) -> list[str]:
     """The modules that ``adapter`` needs to run and that are not installed."""
-    return [module for module in adapter.needs if find_spec(module) is None]
+    return [module for module in adapter.needs if not _installed(module)]
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a dotted name, the package is missing too
+        return False
 
 
 def recipes_of(adapter: Backend) -> tuple[Recipe, ...]:

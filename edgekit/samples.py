@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -94,6 +95,10 @@ def read_sample(
     return check_arrays(inputs, {image.name: image.prepare(pixels)})
 
 
+_NOT_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError)  # RuntimeError: encrypted, or unknown
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, *_NOT_ZIP)
+
+
 def read_npz(path: Path) -> dict[str, Array]:
     """Arrays by name, never a pickle. Raises ``BadInput``."""
     try:
@@ -103,5 +108,5 @@ def read_npz(path: Path) -> dict[str, Array]:
             return {name: content[name] for name in content.files}
     except FileNotFoundError as cause:
         raise BadInput(f"there is no file {path}.") from cause
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as cause:
+    except _UNREADABLE as cause:
         raise BadInput(f"{path} is not an .npz of arrays that can be read: {cause}.") from cause

@@ -75,14 +75,16 @@ class TensorSpec:
 
 def _dim_from_json(value: object) -> int | Dim:
     match value:
-        case {"name": str(name), "min": int(low), "max": int(high)}:
+        case {"name": str(name), "min": int(low), "max": int(high)} if (
+            type(low) is type(high) is int and 0 <= low <= high
+        ):
             return Dim(name, low, high)
-        case int(size):
+        case int(size) if type(size) is int and size >= 0:  # a bool is an int to Python
             return size
     raise DamagedFile(f"a dim in the manifest is malformed: {value!r}")
 
 
-_DIM = re.compile(r"(?P<name>[A-Za-z_]\w*):(?P<low>\d+)\.\.(?P<high>\d+)|(?P<size>\d+)")
+_DIM = re.compile(r"(?P<name>[A-Za-z_]\w*):(?P<low>\d{1,9})\.\.(?P<high>\d{1,9})|(?P<size>\d{1,9})")
 
 
 def parse_spec(text: str) -> TensorSpec:

@@ -170,6 +170,8 @@ def prove(
         failures += _failures(deviation, limits)
     if not reference.samples:
         failures.append("There is no sample to compare on.")
+    if not outputs:
+        failures.append("There is no output to compare.")
     return Proof(
         artifact=artifact.name,
         level="executed",
@@ -208,7 +210,8 @@ def _deviation(
     ]
     largest = max((float(np.abs(b - a).max(initial=0)) for b, a in pairs), default=0.0)
     if expected and expected[0].dtype.kind != "f":
-        same = np.concatenate([(b == a).ravel() for b, a in pairs])
+        # Not from the pairs: float64 cannot tell large integers apart.
+        same = np.concatenate([(b == a).ravel() for b, a in zip(expected, got, strict=True)])
         equal = float(same.mean()) if same.size else 1.0
         return Deviation(name, largest, None, None, None, None, equal)
     floor = _SMALLEST_NORMAL[precision]

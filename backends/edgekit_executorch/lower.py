@@ -6,15 +6,16 @@ from collections import Counter
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from edgekit.artifact import Artifact
-from edgekit.capture import node_source, op_name, quiet
+from edgekit.capture import node_source, op_name, operator_of, quiet
 from edgekit.contract import Finding
 from edgekit.errors import LoweringFailed, UnsupportedModel
 from edgekit.host import installed_version
 from edgekit.program import Program
-from edgekit.recipe import Recipe
+from edgekit.recipe import FP32, Recipe
 from edgekit_executorch.quantize import program_in_precision
 
 with quiet():  # they log about hardware that is not here
@@ -67,7 +68,7 @@ class _Recorder(XnnpackPartitioner):  # type: ignore[misc]  # untyped base
         self.findings = [
             _finding(node, kernels)
             for node in result.tagged_exported_program.graph.nodes
-            if node.op == "call_function"
+            if isinstance(operator_of(node), OpOverload)  # not arithmetic on sizes
             and "delegation_tag" not in node.meta
             and not any(free in op_name(node) for free in _FREE)
         ]
@@ -84,12 +85,13 @@ class _Recorder(XnnpackPartitioner):  # type: ignore[misc]  # untyped base
 def findings_from_program(program: Program, recipe: Recipe) -> list[Finding]:
     """Ops outside the delegate, and those that the runtime has no kernel for at all."""
     recorder = _Recorder(stop=True)
-    _edge(program_in_precision(program, recipe), recorder)
+    _edge(program, recipe, recorder)
     return recorder.findings
 
 
-def _edge(exported: ExportedProgram, recorder: _Recorder) -> Any:
+def _edge(program: Program, recipe: Recipe, recorder: _Recorder) -> Any:
     """ExecuTorch's edge program with its delegates; None where the recorder stopped it."""
+    exported = program_in_precision(program, recipe)
     try:
         with quiet():
             return to_edge_transform_and_lower(
@@ -101,7 +103,7 @@ def _edge(exported: ExportedProgram, recorder: _Recorder) -> Any:
     except _Partitioned:
         return None
     except Exception as cause:  # the converter has no error classes of its own
-        raise _failed(cause) from cause
+        raise _failed(cause, recipe) from cause
 
 
 def _finding(node: torch.fx.Node, kernels: set[str]) -> Finding:
@@ -116,9 +118,8 @@ def _finding(node: torch.fx.Node, kernels: set[str]) -> Finding:
 
 def _kernel(node: torch.fx.Node) -> str:
     """The name under which the runtime registers a node's kernel, or ""."""
-    operator = getattr(node.target, "_op", node.target)
     try:
-        return str(to_out_variant(operator)[0].name())
+        return str(to_out_variant(operator_of(node))[0].name())
     except Exception:  # no out variant exists, so no kernel can
         return ""
 
@@ -134,14 +135,14 @@ def _with_strides(exported: ExportedProgram) -> ExportedProgram:
 def artifact_from_program(program: Program, recipe: Recipe) -> Artifact:
     """Lower through the XNNPACK partitioner. Raises ``UnsupportedModel`` or ``LoweringFailed``."""
     recorder = _Recorder(stop=False)
-    edge = _edge(program_in_precision(program, recipe), recorder)
+    edge = _edge(program, recipe, recorder)
     if recorder.refused:
         raise UnsupportedModel("executorch", recorder.refused)
     try:
         with quiet():
             lowered = edge.to_executorch()
     except Exception as cause:  # the converter has no error classes of its own
-        raise _failed(cause) from cause
+        raise _failed(cause, recipe) from cause
     calls = Counter(
         op_name(node)
         for node in edge.exported_program().graph.nodes
@@ -167,9 +168,12 @@ def _computes(name: str) -> bool:
     return not any(free in name for free in _FREE)
 
 
-def _failed(cause: Exception) -> LoweringFailed:
+def _failed(cause: Exception, recipe: Recipe) -> LoweringFailed:
     root = cause
     while isinstance(root.__cause__, Exception):
         root = root.__cause__
     reason = next((line for line in str(root).splitlines() if line.strip()), type(root).__name__)
-    return LoweringFailed(f"ExecuTorch could not lower the model: {reason.strip()}")
+    advice = "" if recipe == FP32 else " Try --precision fp32."
+    return LoweringFailed(
+        f"ExecuTorch could not lower the model to {recipe.precision}: {reason.strip()}{advice}"
+    )

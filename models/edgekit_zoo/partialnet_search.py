@@ -82,7 +82,7 @@ def search_net(config: PartialNetConfig, *, start: int = 2) -> PartialNet:
     return net
 
 
-def layers(net: PartialNet) -> list[DPConv]:
+def layers(net: nn.Module) -> list[DPConv]:
     """Return the searching layers in running order. ValueError if there is none."""
     found = [module for module in net.modules() if isinstance(module, DPConv)]
     if not found:
@@ -90,24 +90,24 @@ def layers(net: PartialNet) -> list[DPConv]:
     return found
 
 
-def splits(net: PartialNet) -> tuple[int, ...]:
+def splits(net: nn.Module) -> tuple[int, ...]:
     """Return the n_div that each block has chosen so far, for ``PartialNetConfig.n_div``."""
     # C // min(2**z, C) is max(1, C >> z) for every width.
     return tuple(min(2**layer.chosen, len(layer.weight)) for layer in layers(net))
 
 
-def total_cost(net: PartialNet) -> Tensor:
+def total_cost(net: nn.Module) -> Tensor:
     """Return the sum of r squared over the layers, a scalar with a gradient."""
     return torch.stack([layer.cost() for layer in layers(net)]).sum()
 
 
-def target_cost(net: PartialNet, *, division: float = 2.0) -> float:
+def target_cost(net: nn.Module, *, division: float = 2.0) -> float:
     """Return the sum of (C / division) squared over the layers."""
     return sum((len(layer.weight) / division) ** 2 for layer in layers(net))
 
 
 def cost_factor(
-    net: PartialNet, *, division: float = 2.0, exponent: float = 0.01, band: float = 0.0
+    net: nn.Module, *, division: float = 2.0, exponent: float = 0.01, band: float = 0.0
 ) -> Tensor:
     """Return the scalar to multiply the loss with: (target / cost) ** alpha.
 

@@ -24,7 +24,6 @@ from edgekit_zoo.partialnet import (
     mixer,
 )
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 T0_EXTRA = replace(VARIANTS["partialnet-t0"], depths=(1, 2, 8, 2))
 T1_EXTRA = replace(VARIANTS["partialnet-t1-repo"], spatial_gate=False)
@@ -82,11 +81,8 @@ GOLDEN_NET = {
 }
 
 
-def count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """Multiply-accumulates of convolutions, linear layers and matrix products in one run."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*inputs)
-    return counter.get_total_flops() // 2
+MacCounter = Callable[[nn.Module, tuple[Tensor, ...]], int]
+Fill = Callable[[nn.Module, str], None]
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -97,90 +93,6 @@ def on_meta(config: PartialNetConfig) -> tuple[PartialNet, tuple[Tensor]]:
     with torch.device("meta"):
         model = PartialNet(config).eval()
         return model, (torch.empty(1, config.in_channels, *config.size),)
-
-
-def wave(shape: tuple[int, ...], role: int, base: float, amplitude: float) -> Tensor:
-    count = torch.Size(shape).numel()
-    position = torch.arange(1, count + 1, dtype=torch.float64)
-    return (base + amplitude * torch.sin(0.7 * position + 1.3 * role)).reshape(shape)
-
-
-def golden_input(*shape: int) -> Tensor:
-    count = torch.Size(shape).numel()
-    return torch.sin(0.11 * torch.arange(1, count + 1, dtype=torch.float64)).reshape(shape)
-
-
-# The end of a module's name in the state dict, and its role in the golden fill.
-ROLES = {
-    "embed.conv": 1,
-    "embed.norm": 2,
-    "merges.#.conv": 6,
-    "merges.#.norm": 7,
-    "mixer.conv": 11,
-    "attention.gate": 12,
-    "attention.gate_norm": 13,
-    "mixer.attention.norm": 17,
-    "mlp.expand": 21,
-    "mlp.norm": 22,
-    "mlp.project": 26,
-    "mlp.gate.logit": 27,
-    "mlp.gate.gated_norm": 28,
-    "mlp.gate.conv_norm": 32,
-    "mlp.gate.conv": 36,
-    "qkv": 39,
-    "proj": 40,
-    "head.features": 43,
-    "head.classifier": 44,
-}
-
-
-def fill_golden(model: nn.Module, prefix: str = "") -> None:
-    """Give every tensor the value that belongs to its role."""
-    for name, module in model.named_modules():
-        path = ".".join("#" if part.isdigit() else part for part in f"{prefix}{name}".split("."))
-        roles = [role for end, role in ROLES.items() if path == end or path.endswith("." + end)]
-        if isinstance(module, SelfAttention):
-            module.bias_table.data = wave(tuple(module.bias_table.shape), 42, 0, 0.5)
-        if isinstance(module, nn.BatchNorm2d):
-            fill_norm(module, roles[0])
-        elif isinstance(module, nn.LayerNorm):
-            module.weight.data = wave(tuple(module.weight.shape), 37, 1, 0.3)
-            module.bias.data = wave(tuple(module.bias.shape), 38, 0, 0.2)
-        elif isinstance(module, (nn.Conv2d, nn.Linear)):
-            fill_product(module, roles[0])
-
-
-def fill_norm(norm: nn.BatchNorm2d, role: int) -> None:
-    shape = (norm.num_features,)
-    norm.weight.data = wave(shape, role, 1, 0.3)
-    norm.bias.data = wave(shape, role + 1, 0, 0.2)
-    norm.running_mean = wave(shape, role + 2, 0, 0.2)
-    norm.running_var = wave(shape, role + 3, 1, 0.4)
-
-
-def fill_product(layer: nn.Conv2d | nn.Linear, role: int) -> None:
-    shape = tuple(layer.weight.shape)
-    layer.weight.data = wave(shape, role, 0, torch.Size(shape[1:]).numel() ** -0.5)
-    if layer.bias is not None:
-        layer.bias.data = wave(tuple(layer.bias.shape), role + 1, 0, 0.2)
-
-
-def golden_config(activation: Any = "gelu", *, gate: bool) -> PartialNetConfig:
-    return PartialNetConfig(
-        width=16,
-        depths=(1, 1, 1, 1),
-        activation=activation,
-        spatial_gate=gate,
-        heads=4,
-        classes=10,
-        size=(64, 64),
-    )
-
-
-def golden_net(activation: str, gate: bool) -> PartialNet:
-    model = PartialNet(golden_config(activation, gate=gate)).double().eval()
-    fill_golden(model)
-    return model
 
 
 def block_config(*, gate: bool) -> PartialNetConfig:
@@ -268,14 +180,14 @@ def assert_golden(y: Tensor, sums: tuple[float, ...], spots: tuple[float, ...]) 
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_a_variant_has_the_published_parameters_and_macs(name: str) -> None:
+def test_a_variant_has_the_published_parameters_and_macs(name: str, count_macs: MacCounter) -> None:
     model, inputs = on_meta(VARIANTS[name])
     assert (count_parameters(model), count_macs(model, inputs)) == COUNTS[name]
 
 
 @pytest.mark.parametrize(("config", "parameters", "macs"), EXTRA_COUNTS)
 def test_other_settings_have_the_known_counts(
-    config: PartialNetConfig, parameters: int, macs: int
+    config: PartialNetConfig, parameters: int, macs: int, count_macs: MacCounter
 ) -> None:
     model, inputs = on_meta(config)
     assert (count_parameters(model), count_macs(model, inputs)) == (parameters, macs)
@@ -297,7 +209,9 @@ def test_nano_stays_small() -> None:
     ("channels", "parameters"),
     [(32, 1824), (48, 4032), (64, 7104), (96, 15840), (128, 28032), (160, 43680)],
 )
-def test_channel_attention_costs_its_closed_form(channels: int, parameters: int) -> None:
+def test_channel_attention_costs_its_closed_form(
+    channels: int, parameters: int, count_macs: MacCounter
+) -> None:
     model = channel_mixer(channels)
     r, u = channels // 4, channels - channels // 4
     assert count_parameters(model) == parameters == 9 * r * r + 2 * u * u + 4 * u
@@ -317,7 +231,9 @@ def test_channel_attention_costs_its_closed_form(channels: int, parameters: int)
         (1280, 6, 4611366),
     ],
 )
-def test_self_attention_costs_its_closed_form(channels: int, heads: int, parameters: int) -> None:
+def test_self_attention_costs_its_closed_form(
+    channels: int, heads: int, parameters: int, count_macs: MacCounter
+) -> None:
     with torch.device("meta"):
         model = self_mixer(channels, heads).eval()
         macs = count_macs(model, (torch.empty(1, channels, 7, 7),))
@@ -329,7 +245,9 @@ def test_self_attention_costs_its_closed_form(channels: int, heads: int, paramet
 @pytest.mark.parametrize(
     ("channels", "parameters"), [(32, 336), (64, 1184), (128, 4416), (256, 17024)]
 )
-def test_the_spatial_gate_costs_its_closed_form(channels: int, parameters: int) -> None:
+def test_the_spatial_gate_costs_its_closed_form(
+    channels: int, parameters: int, count_macs: MacCounter
+) -> None:
     model, h = SpatialGate(channels).eval(), channels // 2
     assert count_parameters(model) == parameters == h * h + 5 * h
     assert count_macs(model, (torch.zeros(1, channels, 3, 3),)) == (h * h + h) * 9
@@ -346,7 +264,9 @@ def test_the_rest_costs_its_closed_form() -> None:
 
 
 @pytest.mark.parametrize("case", GOLDEN_MODULES)
-def test_a_module_gives_its_golden_values(case: str) -> None:
+def test_a_module_gives_its_golden_values(
+    case: str, fill_golden: Fill, golden_input: Callable[..., Tensor]
+) -> None:
     build, prefix, shape, sums, spots = GOLDEN_MODULES[case]
     model = build().double().eval()
     fill_golden(model, prefix)
@@ -354,7 +274,12 @@ def test_a_module_gives_its_golden_values(case: str) -> None:
 
 
 @pytest.mark.parametrize(("activation", "gate"), GOLDEN_NET)
-def test_the_net_gives_its_golden_values(activation: str, gate: bool) -> None:
+def test_the_net_gives_its_golden_values(
+    activation: str,
+    gate: bool,
+    golden_net: Callable[[str, bool], PartialNet],
+    golden_input: Callable[..., Tensor],
+) -> None:
     parameters, sums, spots = GOLDEN_NET[activation, gate]
     model = golden_net(activation, gate)
     assert count_parameters(model) == parameters
@@ -509,12 +434,11 @@ def test_two_instances_export_one_after_the_other_with_any_batch() -> None:
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     for seed in range(2):
         torch.manual_seed(seed)
-        model = PartialNet(golden_config(gate=True)).eval()
-        program = torch.export.export(
-            model, (torch.randn(2, 3, 64, 64),), dynamic_shapes=(batch,)
-        ).module()
+        model = PartialNet(VARIANTS["partialnet-nano"]).eval()
+        inputs = example_inputs(model.config, batch=2)
+        program = torch.export.export(model, inputs, dynamic_shapes=(batch,)).module()
         for size in (1, 2, 7):
-            x = torch.randn(size, 3, 64, 64)
+            x = torch.randn(size, 1, 32, 32)
             torch.testing.assert_close(program(x), model(x), rtol=1e-5, atol=1e-5)
 
 

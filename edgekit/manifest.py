@@ -123,7 +123,8 @@ def read_manifest(folder: Path) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
         reason = cause if isinstance(cause, DamagedFile) else repr(cause)
         raise DamagedFile(f"{path} is malformed: {reason}. {_REMEDY}") from cause
-    for name in _paths(manifest):
+    _refuse_unlisted(path, manifest)
+    for name in manifest.files:
         _refuse_escape(path, name)
     return manifest
 
@@ -179,7 +180,7 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(_text(item) for item in _list(value))
 
 
-def _paths(manifest: Manifest) -> list[str]:
+def _refuse_unlisted(path: Path, manifest: Manifest) -> None:
     inside = [
         f"{entry.name}/{name}"
         for entry in manifest.artifacts
@@ -188,8 +189,7 @@ def _paths(manifest: Manifest) -> list[str]:
     listed = [*manifest.samples, *inside]
     unlisted = [name for name in listed if name not in manifest.files]
     if unlisted:
-        raise DamagedFile(f"the manifest gives no hash for {unlisted[0]!r}. {_REMEDY}")
-    return list(manifest.files)
+        raise DamagedFile(f"{path} gives no hash for {unlisted[0]!r}. {_REMEDY}")
 
 
 def _refuse_escape(path: Path, name: str) -> None:

@@ -102,10 +102,12 @@ _UNREADABLE = (OSError, ValueError, EOFError, KeyError, *_NOT_ZIP)
 def read_npz(path: Path) -> dict[str, Array]:
     """Arrays by name, never a pickle. Raises ``BadInput``."""
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as file:  # numpy would leave it open where it refuses the content
+            content = np.load(file, allow_pickle=False)
             if not isinstance(content, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array; use np.savez with the inputs' names")
-            return {name: content[name] for name in content.files}
+            with content:
+                return {name: content[name] for name in content.files}
     except FileNotFoundError as cause:
         raise BadInput(f"there is no file {path}.") from cause
     except _UNREADABLE as cause:

@@ -5,15 +5,17 @@ from typing import Literal
 
 import pytest
 import torch
-from edgekit_zoo.partialnet import PartialNet, PartialNetConfig, SelfAttention
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from edgekit_zoo.partialnet import PartialNet, PartialNetConfig, SelfAttention
+
 
 def count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Multiply-accumulates of convolutions, linear layers and matrix products in one run."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*inputs)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def wave(shape: tuple[int, ...], role: int, base: float, amplitude: float) -> Tensor:

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from edgekit_zoo.partialnet import VARIANTS, PartialNet, PartialNetConfig, SelfAttention
 from edgekit_zoo.partialnet_deploy import PixelAttention, deploy, map_sizes
 from edgekit_zoo.partialnet_search import search_net
-from torch import Tensor, nn
 
 Form = Literal["concat", "two-stream"]
 MacCounter = Callable[[nn.Module, tuple[Tensor, ...]], int]
@@ -167,7 +168,7 @@ def test_the_position_bias_is_a_constant_of_the_resolution() -> None:
     model = trained(NANO)
     net = deploy(model, form="two-stream", size=(32, 48))
     (attention,) = [module for module in net.modules() if isinstance(module, PixelAttention)]
-    table = model.stages[3][0].mixer.attention.bias_table
+    table = model.state_dict()["stages.3.0.mixer.attention.bias_table"]
     assert attention.bias.shape == (1, 4, 6, 6)
     assert torch.equal(attention.bias, attention.bias.mT)
     assert torch.equal(attention.bias[0, :, 3, 3], table[:, 40])
@@ -201,7 +202,12 @@ def test_float32_stays_close_to_the_trained_form() -> None:
 
 
 def test_stage_maps_shrink_as_the_network_does() -> None:
-    assert map_sizes(VARIANTS["partialnet-t0"], (224, 229)) == [(56, 57), (28, 28), (14, 14), (7, 7)]
+    assert map_sizes(VARIANTS["partialnet-t0"], (224, 229)) == [
+        (56, 57),
+        (28, 28),
+        (14, 14),
+        (7, 7),
+    ]
 
 
 def test_an_unknown_form_is_refused() -> None:
@@ -217,7 +223,7 @@ def test_a_size_that_is_too_small_is_refused() -> None:
 
 def test_a_diverged_training_is_refused_by_the_name_of_its_tensor() -> None:
     model = PartialNet(NANO)
-    model.merges[1].norm.running_var[3] = float("inf")
+    model.state_dict()["merges.1.norm.running_var"][3] = float("inf")
     with pytest.raises(ValueError, match=r"merges\.1\.norm\.running_var holds values that are not"):
         deploy(model, form="concat", size=(32, 32))
 

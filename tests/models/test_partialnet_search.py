@@ -5,6 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from edgekit_zoo.partialnet import VARIANTS, PartialNet, PartialNetConfig, PConv
 from edgekit_zoo.partialnet_search import (
     DPConv,
@@ -16,8 +19,6 @@ from edgekit_zoo.partialnet_search import (
     target_cost,
     total_cost,
 )
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 NANO = VARIANTS["partialnet-nano"]
 
@@ -80,7 +81,7 @@ def test_the_cost_of_t0_has_the_known_target_and_dense_penalty() -> None:
     with torch.device("meta"):
         widths = [len(layer.weight) for layer in layers(search_net(config))]
     assert sum(width**2 for width in widths) == 271_360
-    net = nn.ModuleList(DPConv(width) for width in (32, 64, 64, *[128] * 8, 256, 256))
+    net = nn.ModuleList(DPConv(width) for width in (32, 64, 64, *[128] * 8, 256, 256)).double()
     assert [len(layer.weight) for layer in layers(net)] == widths
     assert target_cost(net) == 67_840
     choose(net, 0)
@@ -101,19 +102,19 @@ def test_the_cost_is_free_at_the_target_and_below_unless_a_band_says_otherwise()
 
 def test_gradients_reach_every_logit_as_through_a_softmax() -> None:
     layer = DPConv(8).double()
-    layer.cost().backward()
+    torch.autograd.backward(layer.cost())
     assert layer.choice.grad is not None
     found = layer.choice.grad.clone()
     layer.choice.grad = None
     squares = torch.tensor([64.0, 16.0, 4.0, 1.0], dtype=torch.float64)
-    (layer.choice.softmax(0) @ squares).backward()
+    torch.autograd.backward(layer.choice.softmax(0) @ squares)
     torch.testing.assert_close(found, layer.choice.grad)
 
 
 def test_a_search_net_replaces_every_mixer_and_starts_at_a_quarter() -> None:
     net = search_net(NANO)
-    blocks = [block for stage in net.stages for block in stage]
-    assert all(isinstance(block.mixer, DPConv) for block in blocks)
+    assert len(layers(net)) == 9
+    assert not [module for module in net.modules() if isinstance(module, PConv)]
     assert splits(net) == (4,) * 9
     assert splits(search_net(NANO, start=0)) == (1,) * 9
     assert net(torch.randn(2, 1, 32, 32)).shape == (2, 10)
@@ -135,7 +136,7 @@ def test_freezing_keeps_the_function_and_feeds_a_config(width: int) -> None:
     assert frozen.config.n_div == splits(net)
     assert not [module for module in frozen.modules() if isinstance(module, DPConv)]
     final = PartialNet(replace(config, n_div=frozen.config.n_div))
-    assert [block.mixer.sizes[0] for stage in final.stages for block in stage] == [
+    assert [block.mixer.sizes[0] for stage in final.blocks() for block in stage] == [
         layer.sizes[layer.chosen] for layer in layers(net)
     ]
 
@@ -147,7 +148,7 @@ def test_freezing_keeps_the_mode_and_leaves_the_search_alone() -> None:
     assert splits(net) == (4,) * 9
     assert freeze(net.eval()).training is False
     first = layers(net)[0].weight.clone()
-    frozen.stages[0][0].mixer.conv.weight.data.zero_()
+    frozen.state_dict()["stages.0.0.mixer.conv.weight"].zero_()
     assert torch.equal(layers(net)[0].weight, first)
 
 
@@ -163,10 +164,11 @@ def train(layer: DPConv, *, steps: int, with_cost: bool, with_task: bool) -> Non
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
     for _ in range(steps):
         x = torch.randn(16, 8, 6, 6)
-        loss = F.mse_loss(layer(x), F.conv2d(x, teacher, padding=1)) if with_task else x.new_ones(())
+        target = F.conv2d(x, teacher, padding=1)
+        loss = F.mse_loss(layer(x), target) if with_task else x.new_ones(())
         loss = loss * cost_factor(layer) if with_cost else loss
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
 
 
@@ -179,7 +181,8 @@ def test_without_a_cost_a_dense_task_opens_every_channel() -> None:
 def test_the_cost_alone_moves_a_dense_split_to_the_target_and_no_further() -> None:
     layer = DPConv(8, start=0)
     train(layer, steps=150, with_cost=True, with_task=False)
-    assert layer.sizes[layer.chosen] == 4 or layer.cost().item() <= target_cost(layer)
+    assert layer.chosen > 0
+    assert layer.cost().item() <= target_cost(layer)
     settled = layer.choice.detach().clone()
     train(layer, steps=20, with_cost=True, with_task=False)
     assert torch.equal(layer.choice, settled)

@@ -1,0 +1,348 @@
+"""A bundle opens only when every file is what it was, and is written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit import bundle as bundle_module
+from edgekit.bundle import Bundle, check_destination, open_bundle, write_bundle
+from edgekit.errors import DamagedFile, NewerSchema, StorageError, UnknownName, UsageError
+from edgekit.files import sha256
+from edgekit.manifest import NAME, _digest
+from edgekit.testing import example_bundle, example_reference
+
+REPLAY = "replay-fp32"
+FILES = (
+    "README.md",
+    f"{REPLAY}/proof.json",
+    f"{REPLAY}/replay.npz",
+    "samples/0000.npz",
+    "samples/0001.npz",
+    "samples/0002.npz",
+)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return example_bundle(tmp_path / "bundle")
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def forge(folder: Path, change: Callable[[dict[str, dict[str, str]]], object]) -> None:
+    """Change the manifest and make its digest fit, as an attacker would."""
+    body = json.loads((folder / NAME).read_bytes())
+    del body["digest"]
+    change(body)
+    (folder / NAME).write_text(json.dumps({**body, "digest": _digest(body)}))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def extend(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def test_a_bundle_opens_as_it_was_written(bundle: Bundle) -> None:
+    assert open_bundle(bundle.folder) == bundle
+    assert open_bundle(str(bundle.folder)) == bundle
+    assert listing(bundle.folder) == sorted([*FILES, NAME])
+    assert set(bundle.manifest.files) == set(FILES)
+
+
+def test_the_reference_comes_back_bit_for_bit(bundle: Bundle) -> None:
+    found, expected = open_bundle(bundle.folder).reference(), example_reference()
+    assert found.source == expected.source
+    for index in range(3):
+        assert np.array_equal(found.samples[index]["x"], expected.samples[index]["x"])
+        assert np.array_equal(found.expected[index]["scores"], expected.expected[index]["scores"])
+
+
+def test_two_exports_of_the_same_give_the_same_bytes(tmp_path: Path) -> None:
+    first, second = example_bundle(tmp_path / "a"), example_bundle(tmp_path / "b")
+    for name in (*FILES, NAME):
+        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("harm", [flip, cut, extend, empty])
+def test_a_changed_byte_in_any_file_is_found(
+    bundle: Bundle, name: str, harm: Callable[[Path], None]
+) -> None:
+    harm(bundle.folder / name)
+    with pytest.raises(DamagedFile, match=rf"{name} was altered or cut short: .*Copy the bundle"):
+        open_bundle(bundle.folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(bundle: Bundle, name: str) -> None:
+    (bundle.folder / name).unlink()
+    with pytest.raises(DamagedFile, match=rf"{name} is missing; copy the bundle again") as caught:
+        open_bundle(bundle.folder)
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_link_in_place_of_a_file_is_refused_though_its_bytes_fit(
+    bundle: Bundle, tmp_path: Path, name: str
+) -> None:
+    path = bundle.folder / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DamagedFile, match=rf"{name} is a symbolic link; a bundle holds plain"):
+        open_bundle(bundle.folder)
+
+
+def test_a_link_in_place_of_a_folder_is_refused_though_its_bytes_fit(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    (bundle.folder / "samples").rename(tmp_path / "elsewhere")
+    (bundle.folder / "samples").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DamagedFile, match=r"samples/0000\.npz is a symbolic link"):
+        open_bundle(bundle.folder)
+
+
+def test_a_link_that_leads_nowhere_is_refused(bundle: Bundle) -> None:
+    (bundle.folder / "README.md").unlink()
+    (bundle.folder / "README.md").symlink_to("nowhere")
+    with pytest.raises(DamagedFile, match=r"README\.md is a symbolic link"):
+        open_bundle(bundle.folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(bundle: Bundle) -> None:
+    (bundle.folder / "README.md").unlink()
+    os.mkfifo(bundle.folder / "README.md")
+    with pytest.raises(DamagedFile, match=r"README\.md is no plain file; a bundle holds nothing"):
+        open_bundle(bundle.folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("samples", "is no plain file"),
+        (".", "is no plain file"),
+        ("a" * 300, "cannot be read: File name too long"),
+        ("a\0b", "cannot be read: embedded null byte"),
+        ("\ud800", "cannot be read: 'utf-8' codec"),
+        ("README.md/inner", "cannot be read: Not a directory"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_damage(
+    bundle: Bundle, name: str, sentence: str
+) -> None:
+    forge(bundle.folder, lambda body: body["files"].update({name: "0" * 64}))
+    with pytest.raises(DamagedFile, match=sentence):
+        open_bundle(bundle.folder)
+
+
+def test_an_outside_file_is_not_even_read(bundle: Bundle, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    digest = sha256(secret)
+    forge(bundle.folder, lambda body: body["files"].update({"../secret": digest}))
+    with pytest.raises(DamagedFile, match=r"'\.\./secret', which lies outside the bundle"):
+        open_bundle(bundle.folder)
+
+
+def test_a_bundle_from_a_newer_edgekit_says_how_to_upgrade(bundle: Bundle) -> None:
+    forge(bundle.folder, lambda body: body.update(schema=9))  # type: ignore[arg-type]
+    with pytest.raises(NewerSchema, match="has schema 9 .* pip install --upgrade edgekit-sdk"):
+        open_bundle(bundle.folder)
+
+
+@pytest.mark.parametrize("name", ["none", "a" * 300])
+def test_a_folder_that_is_not_there_says_how_to_make_one(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"there is no bundle folder .*edgekit export MODEL -o DIR"):
+        open_bundle(tmp_path / name)
+
+
+def test_an_artifact_is_found_by_its_name_its_target_or_alone(bundle: Bundle) -> None:
+    assert bundle.artifacts == (REPLAY,)
+    for name in (REPLAY, "replay", None):
+        artifact = bundle.artifact(name)
+        assert artifact.name == REPLAY
+        assert artifact.source == bundle.folder / REPLAY / "replay.npz"
+        assert artifact.size == (bundle.folder / REPLAY / "replay.npz").stat().st_size
+
+
+def test_an_artifact_that_is_not_there_is_answered_with_those_that_are(bundle: Bundle) -> None:
+    with pytest.raises(
+        UnknownName,
+        match=r"unknown artifact 'replay-fp61'; did you mean 'replay-fp32'\? There is: replay-fp32",
+    ):
+        bundle.artifact("replay-fp61")
+
+
+def test_the_proof_comes_back_and_a_measurement_only_after_one(bundle: Bundle) -> None:
+    assert bundle.proof(REPLAY).passed
+    assert bundle.measurement(REPLAY) is None
+    changed = bundle.with_json(f"{REPLAY}/perf.json", {"p50_ms": 1.5})
+    assert changed.measurement(REPLAY) == {"p50_ms": 1.5}
+    assert open_bundle(bundle.folder) == changed
+    again = changed.with_json(f"{REPLAY}/perf.json", {"p50_ms": 2.5})
+    assert open_bundle(bundle.folder).measurement(REPLAY) == {"p50_ms": 2.5}
+    assert again.folder == bundle.folder
+
+
+def test_a_measurement_that_is_no_object_is_damage(bundle: Bundle) -> None:
+    changed = bundle.with_json(f"{REPLAY}/perf.json", [1.5])
+    with pytest.raises(DamagedFile, match=r"perf\.json holds no measurement"):
+        changed.measurement(REPLAY)
+
+
+def test_a_proof_that_is_no_json_is_damage(bundle: Bundle) -> None:
+    (bundle.folder / REPLAY / "proof.json").write_text("{")
+    with pytest.raises(DamagedFile, match=r"proof\.json cannot be read: "):
+        bundle.proof(REPLAY)
+
+
+def test_writing_one_file_leaves_the_bytes_of_all_others(bundle: Bundle) -> None:
+    (bundle.folder / "notes").mkdir()
+    (bundle.folder / "notes" / "mine.txt").write_text("the user's own")
+    before = {name: sha256(bundle.folder / name) for name in listing(bundle.folder)}
+    bundle.with_json(f"{REPLAY}/perf.json", {})
+    after = {name: sha256(bundle.folder / name) for name in listing(bundle.folder)}
+    assert before.pop(NAME) != after.pop(NAME)
+    del after[f"{REPLAY}/perf.json"]
+    assert before == after
+
+
+def test_writing_through_a_link_changes_the_bundle_and_keeps_the_link(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(bundle.folder)
+    open_bundle(link).with_json(f"{REPLAY}/perf.json", {})
+    assert link.is_symlink()
+    assert open_bundle(bundle.folder).measurement(REPLAY) == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "link"]
+
+
+def test_the_folder_one_stands_in_is_not_replaced(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bundle.folder / "samples")
+    with pytest.raises(UsageError, match=r"is the folder you are in, .*; go to its parent .*: cd /"):
+        open_bundle("..").with_json(f"{REPLAY}/perf.json", {})
+    assert open_bundle("..").measurement(REPLAY) is None
+
+
+def test_a_bundle_is_written_the_same_where_links_cannot_be_made(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    bundle.with_json(f"{REPLAY}/perf.json", {})
+    assert open_bundle(bundle.folder).measurement(REPLAY) == {}
+
+
+def test_a_name_of_any_script_is_written_under_any_locale(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from edgekit.testing import example_bundle;"
+        "example_bundle(pathlib.Path(sys.argv[1]), labels=['\\u732b', '\\xe9', 'c', 'd'])"
+    )
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "b")], env={**os.environ, **plain}, check=True
+    )
+    assert open_bundle(tmp_path / "b").manifest.labels[:2] == ("猫", "é")
+
+
+def test_a_new_folder_and_an_empty_one_may_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "new", "deep/er/new"):
+        check_destination(tmp_path / name, overwrite=False)
+        example_bundle(tmp_path / name)
+        open_bundle(tmp_path / name)
+
+
+def test_a_bundle_is_not_replaced_unless_asked(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="exists and holds a bundle; .*replace it with --overwrite"):
+        example_bundle(bundle.folder)
+    check_destination(bundle.folder, overwrite=True)
+
+
+def test_overwriting_leaves_no_file_of_the_old_bundle(bundle: Bundle) -> None:
+    reference = example_reference(1)
+    written = write_bundle(
+        bundle.folder,
+        replace(bundle.manifest, samples=("samples/0000.npz",), files={}),
+        artifacts=[bundle.artifact()],
+        proofs=[bundle.proof(REPLAY)],
+        reference=reference,
+        readme="y\n",
+        overwrite=True,
+    )
+    assert open_bundle(bundle.folder) == written
+    assert len(list((bundle.folder / "samples").iterdir())) == 1
+    assert [path.name for path in bundle.folder.parent.iterdir()] == ["bundle"]
+
+
+def test_a_folder_that_is_no_bundle_is_not_touched_even_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match=r"is no bundle; nothing in it was touched\. Choose a new"):
+        check_destination(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "out/..", "x.partial"])
+def test_a_name_that_cannot_be_renamed_onto_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a bundle's name; give a new folder with -o"):
+        check_destination(Path(name), overwrite=True)
+
+
+def test_a_file_or_a_link_in_the_way_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name in ("file", "link"):
+        with pytest.raises(UsageError, match=f"{name} exists and is no folder; choose another wi"):
+            check_destination(tmp_path / name, overwrite=True)
+    with pytest.raises(UsageError, match=r"file is a file, so .*out cannot be made; choose anoth"):
+        check_destination(tmp_path / "file" / "out", overwrite=False)
+
+
+def test_a_name_that_is_too_long_is_said_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="the name is too long; choose a shorter one"):
+        check_destination(tmp_path / ("a" * 300), overwrite=False)
+
+
+@pytest.mark.parametrize("name", ["new", "deep/new"])
+def test_a_place_that_is_not_writable_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(bundle_module.os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(StorageError, match=f"{tmp_path} is not writable; choose another folder wi"):
+        check_destination(tmp_path / name, overwrite=False)
+
+
+def test_a_bundle_whose_parent_is_not_writable_cannot_be_replaced(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_module.os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(StorageError, match="is not writable; choose another folder with -o"):
+        check_destination(bundle.folder, overwrite=True)

@@ -1,0 +1,259 @@
+"""The main verb: what it writes, what it refuses, what a stopped run leaves."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import edgekit
+from edgekit.contract import Finding
+from edgekit.errors import (
+    MissingRuntime,
+    NotProven,
+    StorageError,
+    UnknownName,
+    UnsupportedRecipe,
+    UsageError,
+)
+from edgekit.export import check, export, plan
+from edgekit.model import Model
+from edgekit.recipe import FP16, FP32
+from edgekit.testing import ReplayBackend
+
+
+@pytest.fixture
+def layer() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(3, 2)
+
+
+EXAMPLE = torch.ones(1, 3)
+
+
+def test_three_lines_of_python_give_a_proven_bundle(layer: nn.Linear, tmp_path: Path) -> None:
+    bundle = edgekit.export(layer, EXAMPLE, targets=["onnxruntime"], out=tmp_path / "b")
+    assert bundle.proof("onnxruntime-fp32").passed
+    assert edgekit.open_bundle(tmp_path / "b").artifacts == ("onnxruntime-fp32",)
+
+
+def test_an_artifact_that_drifts_is_refused_and_nothing_is_written(
+    layer: nn.Linear, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        NotProven, match=r"replay-fp32 is not proven: Output 'output': maximum relative error is"
+    ):
+        export(layer, EXAMPLE, targets=[ReplayBackend(drift=0.5)], out=tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_override_keeps_it_and_is_written_into_the_manifest(
+    layer: nn.Linear, tmp_path: Path
+) -> None:
+    bundle = export(
+        layer,
+        EXAMPLE,
+        targets=[ReplayBackend(drift=0.5)],
+        out=tmp_path / "b",
+        unproven_ok=True,
+    )
+    assert "replay-fp32 was kept unproven" in bundle.manifest.overrides[0]
+    assert not edgekit.open_bundle(tmp_path / "b").proof("replay-fp32").passed
+    assert "**no**" in (tmp_path / "b/README.md").read_text()
+
+
+def test_the_reference_is_the_trained_form_and_not_the_deploy_form(
+    layer: nn.Linear, tmp_path: Path
+) -> None:
+    def wrong(module: nn.Module, form: str, inputs: object) -> nn.Module:
+        return nn.Sequential(module, nn.Tanh())
+
+    model = edgekit.source.resolve(layer, EXAMPLE)
+    bad = Model(model.module, model.inputs, samples=model.samples, deploy=wrong)
+    with pytest.raises(NotProven, match="onnxruntime-fp32 is not proven"):
+        export(bad, targets=["onnxruntime"], out=tmp_path / "b")
+
+
+def test_the_same_export_gives_the_same_bytes(layer: nn.Linear, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        export(layer, EXAMPLE, targets=["onnxruntime"], out=tmp_path / name)
+    one, two = (
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in files}
+        for name in ("one", "two")
+        for files in [[p for p in (tmp_path / name).rglob("*") if p.is_file()]]
+    )
+    assert one == two
+
+
+def test_an_existing_bundle_is_kept_unless_told(layer: nn.Linear, tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    export(layer, EXAMPLE, targets=[ReplayBackend()], out=out)
+    before = (out / "manifest.json").read_bytes()
+    with pytest.raises(UsageError, match=r"holds a bundle; choose another.*--overwrite"):
+        export(layer, EXAMPLE, targets=[ReplayBackend()], out=out)
+    assert (out / "manifest.json").read_bytes() == before
+    export(layer, torch.ones(2, 3), targets=[ReplayBackend()], out=out, overwrite=True)
+    assert edgekit.open_bundle(out).manifest.inputs[0].shape == (2, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_folder_of_other_things_is_never_replaced(layer: nn.Linear, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("ten years")
+    with pytest.raises(UsageError, match=r"exists and is no bundle; nothing in it was touched"):
+        export(layer, EXAMPLE, targets=[ReplayBackend()], out=tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "ten years"
+
+
+def test_a_file_in_the_way_is_a_sentence_before_any_work(layer: nn.Linear, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match=r"exists and is no folder"):
+        export(layer, EXAMPLE, targets=[ReplayBackend()], out=tmp_path / "file")
+    with pytest.raises(UsageError, match=r"file is a file, so .* cannot be made"):
+        export(layer, EXAMPLE, targets=[ReplayBackend()], out=tmp_path / "file" / "b")
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "import resource, torch, edgekit\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "from edgekit.testing import ReplayBackend\n"
+        "layer = torch.nn.Linear(300, 200)\n"
+        "edgekit.export(layer, torch.ones(50, 300), targets=[ReplayBackend()], out='b')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode
+    assert "StorageError: b cannot be written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_names_the_remedy(
+    layer: nn.Linear, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match=r"the disk is full; free some space"):
+        export(layer, EXAMPLE, targets=[ReplayBackend()], out=tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+SLOW_EXPORT = """
+import sys, time, torch
+from pathlib import Path
+from edgekit import cli, export
+from edgekit.testing import ReplayBackend
+
+plain = Path.write_bytes
+
+def slow(path, content):
+    plain(path, content)
+    print("writing", flush=True)
+    time.sleep(60)
+
+Path.write_bytes = slow
+layer, example = torch.nn.Linear(3, 2), torch.ones(1, 3)
+cli.export = lambda *_, out, **__: export(
+    layer, example, targets=[ReplayBackend()], out=out, overwrite=True
+)
+sys.exit(cli.main(["export", "layer", "--target", "replay", "-o", "b"]))
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_export_leaves_the_old_bundle_and_no_bundle_like_debris(
+    layer: nn.Linear, tmp_path: Path, kind: signal.Signals
+) -> None:
+    export(layer, EXAMPLE, targets=[ReplayBackend()], out=tmp_path / "b")
+    before = (tmp_path / "b/manifest.json").read_bytes()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_EXPORT],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(kind)
+    _, errors = process.communicate(timeout=30)
+    assert (tmp_path / "b/manifest.json").read_bytes() == before
+    edgekit.open_bundle(tmp_path / "b")
+    debris = [path for path in tmp_path.iterdir() if path.name != "b"]
+    if kind is signal.SIGKILL:
+        for path in debris:
+            with pytest.raises(edgekit.EdgekitError, match=r"what a stopped export left"):
+                edgekit.open_bundle(path)
+        export(layer, EXAMPLE, targets=[ReplayBackend()], out=tmp_path / "b", overwrite=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    else:
+        assert process.returncode == 130
+        assert errors == "edgekit: stopped; what was there before is unchanged.\n"
+        assert debris == []
+
+
+def test_auto_takes_the_first_recipe_of_each_target_and_names_may_be_joined() -> None:
+    assert [each.recipe for each in plan(["onnxruntime"], "auto")] == [FP32]
+    both = plan(["onnxruntime", "executorch"], "fp32,fp16")
+    assert [(each.backend.name, each.recipe) for each in both] == [
+        ("onnxruntime", FP32),
+        ("onnxruntime", FP16),
+        ("executorch", FP32),
+        ("executorch", FP16),
+    ]
+    assert {each.backend.name for each in plan(["all"], "auto")} == {"executorch", "onnxruntime"}
+
+
+def test_names_that_do_not_exist_are_sentences() -> None:
+    with pytest.raises(UnknownName, match=r"unknown target 'onxruntime'; did you mean 'onnxrunt"):
+        plan(["onxruntime"], "auto")
+    with pytest.raises(UnknownName, match=r"unknown precision 'fp61'; did you mean 'fp16'"):
+        plan(["onnxruntime"], "fp61")
+    with pytest.raises(UnsupportedRecipe, match=r"cannot make int8.*it can make: fp32, fp16"):
+        plan(["onnxruntime"], "int8")
+
+
+def test_a_missing_runtime_names_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edgekit.registry.find_spec", lambda module: None)
+    with pytest.raises(MissingRuntime, match=r"pip install 'edgekit-sdk\[onnxruntime\]'"):
+        plan(["onnxruntime"], "auto")
+
+
+def test_check_asks_each_target_before_lowering(layer: nn.Linear) -> None:
+    finding = Finding("aten.sort.default", "refused", "net.py:3: x.sort()", "", "do without")
+    found = check(layer, EXAMPLE, targets=[ReplayBackend(findings=(finding,))])
+    assert found == {"replay-fp32": [finding]}
+    assert str(finding) == "aten.sort.default at net.py:3: x.sort() is refused: do without"
+
+
+def test_the_bundle_says_where_its_samples_come_from(layer: nn.Linear, tmp_path: Path) -> None:
+    bundle = export(layer, EXAMPLE, targets=[ReplayBackend()], out=tmp_path / "b")
+    assert bundle.reference().source == "the example inputs and 3 random ones, seed 0"
+    np.testing.assert_array_equal(bundle.reference().samples[0]["input"], EXAMPLE.numpy())
+
+
+def test_the_makers_folders_are_not_in_the_bundle(tmp_path: Path) -> None:
+    path = tmp_path / "secret_client" / "net.py"
+    path.parent.mkdir()
+    path.write_text("from torch import nn\ndef make():\n    return nn.Linear(3, 2)\n")
+    out = tmp_path / "b"
+    export(f"{path}:make", ["input=1x3"], targets=["onnxruntime"], out=out)
+    for file in out.rglob("*"):
+        assert not file.is_file() or b"secret_client" not in file.read_bytes(), file
+
+
+def test_steps_are_reported_as_they_start(layer: nn.Linear, tmp_path: Path) -> None:
+    steps: list[str] = []
+    export(layer, EXAMPLE, targets=[ReplayBackend()], out=tmp_path / "b", report=steps.append)
+    assert steps[0] == "running the eager model on its samples"
+    assert steps[-1].startswith("writing")

@@ -1,0 +1,164 @@
+"""Samples are drawn over the whole range of sizes, and files that do not fit are explained."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.errors import BadInput
+from edgekit.image import ImageInput
+from edgekit.samples import draw_samples, read_npz, read_sample, read_samples, regroup
+from edgekit.spec import Array, Dim, TensorSpec, check_arrays
+
+BATCH = Dim("batch", 1, 8)
+X = TensorSpec("x", (BATCH, 3), "float32")
+IDS = TensorSpec("ids", (BATCH, 2), "int64")
+PICTURE = TensorSpec("x", (1, 1, 4, 4), "float32")
+GREY = ImageInput("x", 1, 4, 4, (0.5,), (0.5,))
+
+
+def write_pgm(path: Path) -> None:
+    path.write_bytes(b"P5\n2 2\n255\n" + bytes(4))
+
+
+def test_drawn_samples_cover_the_smallest_the_largest_and_the_middle_size() -> None:
+    drawn = draw_samples((X, IDS))
+    assert [sample["x"].shape[0] for sample in drawn] == [1, 8, 4, 1]
+    assert all(sample["ids"].shape[0] == sample["x"].shape[0] for sample in drawn)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "int32", "int8", "uint8", "bool"])
+def test_drawn_samples_fit_the_specs_and_integers_fit_any_vocabulary(dtype: str) -> None:
+    spec = TensorSpec("x", (2, BATCH), dtype)
+    for sample in draw_samples([spec]):
+        assert check_arrays([spec], sample)["x"].dtype.name == dtype
+        if dtype != "float32":
+            assert set(sample["x"].ravel().tolist()) <= {0, 1}
+
+
+def test_the_same_samples_are_drawn_each_time_and_no_two_are_equal() -> None:
+    fixed = TensorSpec("x", (1, 5), "float32")
+    first, again = draw_samples([fixed]), draw_samples([fixed])
+    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(first, again, strict=True))
+    assert len({sample["x"].tobytes() for sample in first}) == len(first) == 4
+
+
+def test_samples_of_one_become_batches_of_the_smallest_largest_and_middle_size() -> None:
+    spec = TensorSpec("x", (Dim("batch", 1, 4), 3), "float32")
+    singles = tuple({"x": np.full((1, 3), index, np.float32)} for index in range(8))
+    groups = regroup(singles, [spec])
+    assert [group["x"].shape[0] for group in groups] == [1, 4, 2, 1]
+    assert np.array_equal(np.concatenate([group["x"] for group in groups])[:, 0], np.arange(8))
+
+
+def test_samples_of_a_fixed_batch_stay_as_they_are() -> None:
+    samples = ({"x": np.zeros((1, 1, 4, 4), np.float32)},)
+    assert regroup(samples, [PICTURE]) == samples
+    assert regroup((), [X]) == ()
+
+
+def test_an_npz_is_read_by_input_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.ones((2, 3), np.float32))
+    assert np.array_equal(read_sample(path, [X], None)["x"], np.ones((2, 3)))
+
+
+def test_an_npz_with_other_names_is_answered_with_the_models(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, image=np.ones((2, 3), np.float32))
+    with pytest.raises(BadInput, match=r"no input 'image'; the model takes: x=batch:1\.\.8x3"):
+        read_sample(path, [X], None)
+
+
+def test_a_picture_is_prepared_for_the_input_it_becomes(tmp_path: Path) -> None:
+    write_pgm(tmp_path / "a.pgm")
+    assert np.array_equal(
+        read_sample(tmp_path / "a.pgm", [PICTURE], GREY)["x"], np.full((1, 1, 4, 4), -1)
+    )
+
+
+def test_a_picture_for_a_model_that_takes_none_says_what_to_give(tmp_path: Path) -> None:
+    write_pgm(tmp_path / "a.pgm")
+    with pytest.raises(BadInput, match=r"give an \.npz with x=batch.*or return edgekit\.Model\(im"):
+        read_sample(tmp_path / "a.pgm", [X], None)
+
+
+def test_a_folder_gives_its_samples_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name, value in (("b.npz", 2), ("a.npz", 1)):
+        np.savez(tmp_path / name, x=np.full((1, 1, 4, 4), value, np.float32))
+    write_pgm(tmp_path / "c.PGM")
+    (tmp_path / "notes.txt").write_text("not a sample")
+    found = read_samples(tmp_path, [PICTURE], GREY)
+    assert [float(sample["x"].flat[0]) for sample in found] == [1, 2, -1]
+
+
+def test_one_file_gives_one_sample(tmp_path: Path) -> None:
+    write_pgm(tmp_path / "a.pgm")
+    assert len(read_samples(tmp_path / "a.pgm", [PICTURE], GREY)) == 1
+
+
+def test_a_folder_without_samples_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"holds no \.npz file and no image; put samples there"):
+        read_samples(tmp_path, [X], None)
+
+
+def test_an_npz_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"there is no file .*none\.npz"):
+        read_npz(tmp_path / "none.npz")
+
+
+def test_a_single_array_is_answered_with_the_call_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(BadInput, match=r"single array; use np\.savez with the inputs' names"):
+        read_npz(path)
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.array([object()], dtype=object))
+    (tmp_path / "b.npz").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    for name in ("a.npz", "b.npz"):
+        with pytest.raises(BadInput, match=r"is not an \.npz of arrays that can be read"):
+            read_npz(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"text", b"\x93NUMPY\x01\x00"])
+def test_what_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"is not an \.npz of arrays that can be read: "):
+        read_npz(path)
+    with pytest.raises(BadInput, match=r"is not an \.npz of arrays that can be read: "):
+        read_npz(tmp_path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_flipped_bit_in_an_npz_is_refused_or_harmless(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "a.npz"
+    right: Array = np.arange(8, dtype=np.float32)
+    (np.savez_compressed if method else np.savez)(path, x=right)
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 1 if method else 3):
+        altered = bytearray(whole)
+        altered[position] ^= 1 << position % 8
+        path.write_bytes(altered)
+        try:
+            found = read_npz(path)
+        except BadInput as error:
+            assert str(path) in str(error)
+        else:
+            assert all(np.array_equal(array, right) for array in found.values())
+
+
+def test_an_npz_that_is_packed_in_a_way_unknown_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, x=np.zeros(9))
+    whole = bytearray(path.read_bytes())
+    whole[8] = whole[whole.index(b"PK\x01\x02") + 10] = 99  # the method, in both headers
+    path.write_bytes(whole)
+    with pytest.raises(BadInput, match="compression method is not supported"):
+        read_npz(path)

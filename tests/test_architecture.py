@@ -77,7 +77,7 @@ def test_the_core_names_no_backend_and_no_model_in_a_condition() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, (ast.Compare, ast.Match)):
                 constants = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant)}
-                assert not constants & names, f"{path.name}:{node.lineno}"
+                assert not constants & names, f"{path.name}: {ast.unparse(node)}"
 
 
 def test_torch_stands_at_the_top_of_one_module_of_the_core() -> None:

@@ -52,7 +52,10 @@ def eager_top1(data: Path) -> float:
     model = load_zoo_model(MODEL).module.eval()
     images, labels = fashion_mnist.read(data, "test")
     scores = torch.cat(
-        [model(part) for part in torch.from_numpy(fashion_mnist.prepare(images)).split(500)]
+        [
+            model(part)
+            for part in torch.tensor_split(torch.from_numpy(fashion_mnist.prepare(images)), 20)
+        ]
     )
     return float((scores.argmax(1).numpy() == labels).mean())
 

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from edgekit_zoo.fashion_mnist import FOLDER, MEAN, PADDING, SIDE, STD, prepare, read
-from edgekit_zoo.partialnet import VARIANTS, PartialNet
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from edgekit_zoo.fashion_mnist import FOLDER, MEAN, PADDING, SIDE, STD, prepare, read
+from edgekit_zoo.partialnet import VARIANTS, PartialNet
 
 WEIGHTS = Path(__file__).parents[1] / "models/edgekit_zoo/weights/partialnet_nano.safetensors"
 WARMUP = 0.1  # of all steps
@@ -86,7 +87,8 @@ def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tenso
 
 def optimizer_for(model: PartialNet, decay: float) -> torch.optim.AdamW:
     """Return AdamW that decays matrices and kernels; norms, biases and tables are free."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_free = parameter.ndim < 2 or name.endswith("bias_table")
         (free if is_free else decayed).append(parameter)
@@ -130,7 +132,8 @@ def train(
     generator = torch.Generator().manual_seed(settings.seed)
     pixels, classes = torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
     config = replace(VARIANTS["partialnet-nano"], drop_path=settings.drop_path)
-    model = PartialNet(config).to(memory_format=torch.channels_last)
+    model = PartialNet(config)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = Average(model)
     optimizer = optimizer_for(model, settings.decay)
     steps = len(labels) // settings.batch
@@ -150,7 +153,7 @@ def train(
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(model(inputs), classes[chosen], label_smoothing=0.1)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             average.follow()
@@ -166,6 +169,7 @@ def write(model: PartialNet, path: Path) -> None:
     beside = path.with_suffix(".part")
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, beside, metadata={"format": "pt", "model": "partialnet-nano"})
+    beside.chmod(0o644)  # the library makes files that only their owner can read
     os.replace(beside, path)
 
 
@@ -176,7 +180,7 @@ def prepare_torch(settings: argparse.Namespace) -> None:
     torch.use_deterministic_algorithms(True)
     # On by default with the line above: every new tensor would be filled with NaN first, at a
     # cost. Nothing here reads memory that it has not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

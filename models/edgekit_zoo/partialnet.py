@@ -12,12 +12,14 @@ Unusual here:
 - The spatial gate splits its channels in halves, not at r.
 - Stage 4 has two residuals around a block, the other stages have one.
 - The distance table of the self-attention has 81 columns; only 40 to 80 can be read.
+
+One file, as every model here, although it is long: half of it is the config and its checks.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -392,6 +394,10 @@ class PartialNet(nn.Module):
         )
         self.head = None if config.dense else Head(widths[3], config)
         self.apply(_initialise)
+
+    def blocks(self) -> list[list["Block | TwoResidualBlock"]]:
+        """Return the blocks of the four stages, in running order."""
+        return [list(cast(nn.Sequential, stage)) for stage in self.stages]  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return scores, or the four maps when ``config.dense``."""

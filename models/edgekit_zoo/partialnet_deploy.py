@@ -9,12 +9,14 @@
 B batch   C channels of a block   r convolved   u attended   h = C // 2
 H, W map size   N = H * W   heads, D = u // heads   a = C - h channels that the spatial gate scales
 
-Folding runs in float64. The batch stays free: nothing here reads it.
+Folding runs in float64. The batch stays free: nothing here reads it. This is one file because the
+two forms are two arrangements of the same folded layers, and a change to one needs the other seen.
 """
 
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Literal, cast
 
 import torch
@@ -25,6 +27,7 @@ from edgekit_zoo.partialnet import (
     MLP,
     Block,
     ChannelAttention,
+    Head,
     PartialNet,
     PartialNetConfig,
     Patches,
@@ -32,7 +35,6 @@ from edgekit_zoo.partialnet import (
     PConv,
     SelfAttention,
     TwoResidualBlock,
-    activation,
 )
 
 Streams = tuple[Tensor, ...]  # the channels of one map, in order, in one tensor or in two
@@ -52,8 +54,8 @@ def deploy(
     _check_size(model.config, size)
     _check_weights(model)
     exact = deepcopy(model).eval().double().requires_grad_(False)
-    build = ConcatNet if form == "concat" else TwoStreamNet
-    return build(exact, size).to(next(model.parameters()).dtype).eval().requires_grad_(False)
+    net = DeployedNet(exact, size, ConcatBlock if form == "concat" else TwoStreamBlock)
+    return net.to(next(model.parameters()).dtype).eval().requires_grad_(False)
 
 
 def map_sizes(config: PartialNetConfig, size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -148,7 +150,7 @@ def fold_expand(mlp: MLP, mixer: PConv | PATConv) -> Layer:
     bias = weight.new_zeros(weight.shape[0])
     if isinstance(mixer, PATConv) and isinstance(mixer.attention, ChannelAttention):
         scale, shift = scale_and_shift(mixer.attention.norm)
-        convolved, attended = weight.split(mixer.sizes, dim=1)
+        convolved, attended = torch.split(weight, mixer.sizes, dim=1)
         bias = attended[:, :, 0, 0] @ shift
         weight = torch.cat((convolved, attended * scale[:, None, None]), dim=1)
     scale, shift = scale_and_shift(mlp.norm)
@@ -174,7 +176,7 @@ def fold_projection(mlp: MLP) -> Projection | Layer:
     weight, gate = mlp.project.weight, mlp.gate
     if gate is None:
         return Layer(weight)
-    upper, lower = (part[:, :, 0, 0] for part in weight.split(gate.sizes))
+    upper, lower = (part[:, :, 0, 0] for part in torch.split(weight, gate.sizes))
     upper_scale, upper_shift = scale_and_shift(gate.gated_norm)
     lower_scale, lower_shift = scale_and_shift(gate.conv_norm)
     mix = gate.conv.weight[:, :, 0, 0]
@@ -316,12 +318,10 @@ class Affine(nn.Module):
 class Scores(nn.Module):
     """The head. A map (B, C, H, W) in one tensor or several becomes scores (B, classes)."""
 
-    def __init__(self, model: PartialNet, sizes: Sequence[int]) -> None:
+    def __init__(self, head: Head, sizes: Sequence[int]) -> None:
         super().__init__()
-        head = model.head
-        assert head is not None
         self.features = Sum(Layer(head.features.weight), sizes)
-        self.act = activation(model.config)
+        self.act = deepcopy(head.act)
         self.classifier = deepcopy(head.classifier)
 
     def forward(self, *streams: Tensor) -> Tensor:
@@ -349,9 +349,8 @@ class Sum(nn.Module):
 
 
 def spans(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (start, stop) of each size when they are laid end to end; empty ones are left out."""
-    edges = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
-    return [(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if start < stop]
+    """Return (start, stop) of each size when they are laid end to end."""
+    return list(pairwise(accumulate(sizes, initial=0)))
 
 
 # Form "concat".
@@ -385,6 +384,7 @@ class ConcatBlock(nn.Module):
         super().__init__()
         mixer, folded = block.mixer, fold_projection(block.mlp)
         self.convolved, self.attended = mixer.sizes
+        self.streams = [sum(mixer.sizes)]
         self.conv = Layer(mixer.conv.weight).convolution()
         self.attention = fold_attention(mixer, size, NativeNorm)
         self.expand = fold_expand(block.mlp, mixer).convolution()
@@ -394,63 +394,15 @@ class ConcatBlock(nn.Module):
         )
         self.two_residuals = isinstance(block, TwoResidualBlock)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return a map of the same shape."""
+    def forward(self, streams: Streams) -> Streams:
+        """Return one map of the same shape."""
+        (x,) = streams
         y = self.conv(x[:, : self.convolved])
         if self.attended:
             y = torch.cat((y, self.attention(x[:, self.convolved :])), dim=1)
         if self.two_residuals:
             x = y = x + y
-        result: Tensor = x + self.project(self.act(self.expand(y)))
-        return result
-
-
-class ConcatNet(nn.Module):
-    """The network with one tensor per map. See ``deploy``."""
-
-    def __init__(self, model: PartialNet, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.size = size
-        patches = [model.embed, *cast(list[Patches], list(model.merges))]
-        self.patches = nn.ModuleList(
-            fold_patches(patch).convolution(stride=cast(int, patch.conv.stride[0]))
-            for patch in patches
-        )
-        self.stages = nn.ModuleList(
-            nn.Sequential(*(ConcatBlock(cast(Block, block), shape) for block in stage))
-            for stage, shape in zip(_stages(model), map_sizes(model.config, size), strict=True)
-        )
-        self.norms = nn.ModuleList(Affine(norm) for norm in _output_norms(model))
-        self.head = None if model.head is None else Scores(model, [model.config.widths[3]])
-
-    def forward(self, images: Tensor) -> Tensor | Streams:
-        """Return scores (B, classes), or the four normalised maps."""
-        check_images(images, self.size)
-        x, maps = images, []
-        for patch, stage in zip(self.patches, self.stages, strict=True):
-            x = stage(patch(x))
-            maps.append(x)
-        if self.head is None:
-            return tuple(norm(y) for norm, y in zip(self.norms, maps, strict=True))
-        scores: Tensor = self.head(x)
-        return scores
-
-
-def check_images(images: Tensor, size: tuple[int, int]) -> None:
-    """ValueError if (B, channels, H, W) is not of the size that was folded in."""
-    if tuple(images.shape[2:]) != size:
-        raise ValueError(
-            f"this network was deployed for images of {size} and got {tuple(images.shape[2:])}; "
-            "deploy it again for that size"
-        )
-
-
-def _stages(model: PartialNet) -> list[nn.Sequential]:
-    return [cast(nn.Sequential, stage) for stage in model.stages]
-
-
-def _output_norms(model: PartialNet) -> list[nn.BatchNorm2d]:
-    return [cast(nn.BatchNorm2d, norm) for norm in model.output_norms]
+        return (x + self.project(self.act(self.expand(y))),)
 
 
 # Form "two-stream".
@@ -519,21 +471,21 @@ class TwoStreamBlock(nn.Module):
     def __init__(self, block: Block | TwoResidualBlock, size: tuple[int, int]) -> None:
         super().__init__()
         mixer, folded = block.mixer, fold_projection(block.mlp)
-        self.sizes = mixer.sizes
+        self.streams = [channels for channels in mixer.sizes if channels]
         self.conv = Layer(mixer.conv.weight).convolution()
         self.attention = fold_attention(mixer, size, AveragingNorm)
-        self.expand = Sum(fold_expand(block.mlp, mixer), self.sizes)
+        self.expand = Sum(fold_expand(block.mlp, mixer), self.streams)
         self.act = deepcopy(block.mlp.act)
         self.project = (
-            Rows(folded, [folded.weight.shape[1]], self.sizes)
+            Rows(folded, [folded.weight.shape[1]], self.streams)
             if isinstance(folded, Layer)
-            else GatedProjection(folded, self.sizes)
+            else GatedProjection(folded, self.streams)
         )
         self.two_residuals = isinstance(block, TwoResidualBlock)
 
     def forward(self, streams: Streams) -> Streams:
         """Return maps of the same shapes; one map, of all C channels, if none is attended."""
-        x = resplit(streams, self.sizes)
+        x = resplit(streams, self.streams)
         y: Streams = (self.conv(x[0]), *(self.attention(rest) for rest in x[1:]))
         if self.two_residuals:
             x = y = add(x, y)
@@ -542,11 +494,14 @@ class TwoStreamBlock(nn.Module):
 
 def resplit(streams: Streams, sizes: Sequence[int]) -> Streams:
     """Return the same channels cut at other places; nothing happens where the cuts agree."""
-    wanted = spans(sizes)
-    if [x.shape[1] for x in streams] == [stop - start for start, stop in wanted]:
+    if [x.shape[1] for x in streams] == list(sizes):
         return streams
-    whole = streams[0] if len(streams) == 1 else torch.cat(streams, dim=1)
-    return tuple(whole[:, start:stop] for start, stop in wanted)
+    whole = _whole(streams)
+    return tuple(whole[:, start:stop] for start, stop in spans(sizes))
+
+
+def _whole(streams: Streams) -> Tensor:
+    return streams[0] if len(streams) == 1 else torch.cat(streams, dim=1)
 
 
 def add(left: Streams, right: Streams) -> Streams:
@@ -554,42 +509,51 @@ def add(left: Streams, right: Streams) -> Streams:
     return tuple(a + b for a, b in zip(left, right, strict=True))
 
 
-class TwoStreamNet(nn.Module):
-    """The network with two tensors per map. See ``deploy``."""
+# The network, of either form.
 
-    def __init__(self, model: PartialNet, size: tuple[int, int]) -> None:
+
+class DeployedNet(nn.Module):
+    """The whole network, of blocks of one form. See ``deploy``."""
+
+    def __init__(
+        self,
+        model: PartialNet,
+        size: tuple[int, int],
+        form: type[ConcatBlock] | type[TwoStreamBlock],
+    ) -> None:
         super().__init__()
         self.size, config = size, model.config
-        shapes = zip(_stages(model), map_sizes(config, size), strict=True)
-        self.stages = nn.ModuleList(
-            nn.ModuleList(TwoStreamBlock(cast(Block, block), shape) for block in stage)
-            for stage, shape in shapes
-        )
-        patches = [model.embed, *cast(list[Patches], list(model.merges))]
-        first = [cast(Block, stage[0]).mixer.sizes for stage in _stages(model)]
-        last = [cast(Block, stage[-1]).mixer.sizes for stage in _stages(model)]
+        stages = [
+            [form(block, shape) for block in stage]
+            for stage, shape in zip(model.blocks(), map_sizes(config, size), strict=True)
+        ]
+        sources = [[config.in_channels], *(stage[-1].streams for stage in stages)]
+        patches = [model.embed, *(cast(Patches, merge) for merge in model.merges)]
         self.patches = nn.ModuleList(
-            Rows(fold_patches(patch), sources, targets, stride=cast(int, patch.conv.stride[0]))
-            for patch, sources, targets in zip(
-                patches, [[config.in_channels], *last[:3]], first, strict=True
-            )
+            Rows(fold_patches(patch), source, stage[0].streams, stride=patch.conv.stride[0])
+            for patch, source, stage in zip(patches, sources, stages, strict=False)
         )
-        self.norms = nn.ModuleList(Affine(norm) for norm in _output_norms(model))
-        self.head = None if model.head is None else Scores(model, last[3])
+        self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
+        self.norms = nn.ModuleList(Affine(cast(nn.BatchNorm2d, n)) for n in model.output_norms)
+        self.head = None if model.head is None else Scores(model.head, sources[-1])
 
     def forward(self, images: Tensor) -> Tensor | Streams:
         """Return scores (B, classes), or the four normalised maps."""
-        check_images(images, self.size)
+        _check_images(images, self.size)
         x: Streams = (images,)
         maps = []
         for patch, stage in zip(self.patches, self.stages, strict=True):
-            x = patch(*x)
-            for block in cast(nn.ModuleList, stage):
-                x = block(x)
+            x = stage(patch(*x))
             maps.append(x)
         if self.head is None:
-            return tuple(
-                norm(torch.cat(y, dim=1)) for norm, y in zip(self.norms, maps, strict=True)
-            )
+            return tuple(norm(_whole(y)) for norm, y in zip(self.norms, maps, strict=True))
         scores: Tensor = self.head(*x)
         return scores
+
+
+def _check_images(images: Tensor, size: tuple[int, int]) -> None:
+    if tuple(images.shape[2:]) != size:
+        raise ValueError(
+            f"this network was deployed for images of {size} and got {tuple(images.shape[2:])}; "
+            "deploy it again for that size"
+        )

@@ -16,13 +16,13 @@ B batch   C channels of a layer   K = floor(log2 C)   H, W map size
 """
 
 from dataclasses import replace
-from typing import cast
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit_zoo.partialnet import Block, PartialNet, PartialNetConfig
+from edgekit_zoo.partialnet import PartialNet, PartialNetConfig
 
 
 class DPConv(nn.Module):
@@ -76,7 +76,7 @@ def search_net(config: PartialNetConfig, *, start: int = 2) -> PartialNet:
     """
     plain = replace(config, channel_attention=False, self_attention=False, n_div=1)
     net = PartialNet(plain)
-    for block in _blocks(net):
+    for block in chain.from_iterable(net.blocks()):
         channels = block.mlp.expand.in_channels
         block.add_module("mixer", DPConv(channels, start=start))
     return net
@@ -115,11 +115,8 @@ def cost_factor(
     ``band``, alpha is +exponent below band * target, so that too cheap is worse, too.
     """
     cost, target = total_cost(net), target_cost(net, division=division)
-    if cost > target:
-        return (target / cost) ** -exponent
-    if cost < band * target:
-        return (target / cost) ** exponent
-    return torch.ones_like(cost)
+    alpha = -exponent if cost > target else exponent if cost < band * target else 0.0
+    return (target / cost) ** alpha
 
 
 def freeze(net: PartialNet) -> PartialNet:
@@ -128,11 +125,7 @@ def freeze(net: PartialNet) -> PartialNet:
     frozen = PartialNet(replace(net.config, n_div=splits(net))).to(searched[0].weight.dtype)
     shared = {name: t for name, t in net.state_dict().items() if ".mixer." not in name}
     frozen.load_state_dict(shared, strict=False)
-    for block, layer in zip(_blocks(frozen), searched, strict=True):
+    for block, layer in zip(chain.from_iterable(frozen.blocks()), searched, strict=True):
         size = layer.sizes[layer.chosen]
         block.mixer.conv.weight.data.copy_(layer.weight[:size, :size])
     return frozen.train(net.training)
-
-
-def _blocks(net: PartialNet) -> list[Block]:
-    return [cast(Block, block) for stage in net.stages for block in cast(nn.Sequential, stage)]

@@ -217,7 +217,8 @@ def test_one_thread_and_two_give_close_results(
     for threads in (1, 2):
         with backend.open(made, threads=threads) as session:
             answers.append(session.run(sample)["scores"])
-    np.testing.assert_allclose(*answers, rtol=1e-5, atol=1e-6)
+    one, two = answers
+    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.upstream("executorch", raises=UnsupportedModel)  # no kernel in the wheel

@@ -16,6 +16,7 @@ from edgekit.errors import DamagedFile, StorageError, UnknownName, UsageError
 from edgekit.files import PARTIAL, sha256, staged_folder, storage_errors
 from edgekit.manifest import NAME, Manifest, read_manifest
 from edgekit.program import Reference
+from edgekit.registry import can_run
 from edgekit.samples import read_npz
 from edgekit.spec import Array
 from edgekit.verify import Proof
@@ -36,8 +37,14 @@ class Bundle:
         return tuple(entry.name for entry in self.manifest.artifacts)
 
     def artifact(self, name: str | None = None) -> Artifact:
-        """The artifact called ``name``, or the only or first one. Raises ``UnknownName``."""
-        for entry in self.manifest.artifacts:
+        """The artifact called ``name``, by its own name or its target's. Raises ``UnknownName``.
+
+        Without a name: the first whose runtime is installed here, else the first.
+        """
+        entries = self.manifest.artifacts
+        if name is None:
+            entries = tuple(sorted(entries, key=lambda entry: not can_run(entry.target)))
+        for entry in entries:
             if name in (None, entry.name, entry.target):
                 folder = self.folder / entry.name
                 return Artifact(

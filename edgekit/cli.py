@@ -21,7 +21,7 @@ from edgekit.errors import EdgekitError, UsageError
 from edgekit.export import check, export
 from edgekit.files import storage_errors
 from edgekit.profile import profile
-from edgekit.registry import backend, zoo_models
+from edgekit.registry import backend, can_run, zoo_models
 from edgekit.render import (
     Progress,
     bundle_rows,
@@ -183,7 +183,7 @@ def _verify(asked: Arguments) -> int:
     bundle = open_bundle(asked.bundle)
     reference = bundle.reference()
     proofs: list[Proof] = []
-    for name in _chosen(bundle, asked.artifact):
+    for name in _runnable(bundle, asked.artifact):
         artifact = bundle.artifact(name)
         proofs.append(verify(backend(artifact.target), artifact, reference))
     rows = [
@@ -202,14 +202,25 @@ def _verify(asked: Arguments) -> int:
     return 1 if failures else 0
 
 
-def _chosen(bundle: Bundle, name: str | None) -> list[str]:
-    return [bundle.artifact(name).name] if name else list(bundle.artifacts)
+def _runnable(bundle: Bundle, name: str | None) -> list[str]:
+    """The artifact asked for, or all whose runtime is here; the others are named on stderr."""
+    if name:
+        return [bundle.artifact(name).name]
+    able = [each for each in bundle.artifacts if can_run(bundle.artifact(each).target)]
+    for each in bundle.artifacts:
+        try:
+            backend(bundle.artifact(each).target)
+        except EdgekitError as reason:
+            if not able:
+                raise
+            print(f"warning: {each} was left out: {reason}", file=sys.stderr)
+    return able
 
 
 def _profile(asked: Arguments) -> int:
     bundle = open_bundle(asked.bundle)
     measurements = []
-    for name in _chosen(bundle, asked.artifact):
+    for name in _runnable(bundle, asked.artifact):
         with Progress().shown() as progress:
             progress(f"timing {name}")
             measured = profile(

@@ -53,6 +53,11 @@ def _installed(module: str) -> bool:
         return False
 
 
+def can_run(name: str) -> bool:
+    """Whether the target called ``name`` is known here and its runtime is installed."""
+    return name in backend_names() and not missing_modules(find_backend(name))
+
+
 def recipes_of(adapter: Backend) -> tuple[Recipe, ...]:
     """The recipes a backend makes, best first; float32 alone where it does not say."""
     return adapter.recipes if isinstance(adapter, Preferences) else (FP32,)

@@ -194,10 +194,10 @@ def _incomparable(name: str, expected: Sequence[Array], got: Sequence[Array | No
                 f"Output {name!r} on sample {index} is {answer.dtype} {answer.shape}, "
                 f"eager gives {wanted.dtype} {wanted.shape}."
             )
-        if not np.isfinite(answer).all():
-            return f"Output {name!r} on sample {index} holds NaN or infinity; eager does not."
         if not np.isfinite(wanted).all():
             return f"The eager output {name!r} on sample {index} holds NaN or infinity."
+        if not np.isfinite(answer).all():
+            return f"Output {name!r} on sample {index} holds NaN or infinity; eager does not."
     return ""
 
 

@@ -37,19 +37,20 @@ _FASTERNET = {
 _UNTRAINED = "untrained: give --weights"
 
 
+_KINDS = (
+    ("PartialNet", _PAPER),
+    ("PartialNet as its released settings", _REPO),
+    ("FasterNet: PartialNet without attention", _FASTERNET),
+)
+
+
 class _Zoo:
-    models = {
-        **_NANO,
-        **{name: f"PartialNet, {line}; {_UNTRAINED}" for name, line in _PAPER.items()},
-        **{
-            name: f"PartialNet as its released settings, {line}; {_UNTRAINED}"
-            for name, line in _REPO.items()
-        },
-        **{
-            name: f"PartialNet without attention, {line}; {_UNTRAINED}"
-            for name, line in _FASTERNET.items()
-        },
-    }
+    def __init__(self) -> None:
+        self.models = _NANO | {
+            name: f"{kind}, {line}; {_UNTRAINED}"
+            for kind, lines in _KINDS
+            for name, line in lines.items()
+        }
 
     def load(
         self, name: str, *, weights: Path | None = None, inputs: tuple[TensorSpec, ...] = ()

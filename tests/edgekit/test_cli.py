@@ -103,6 +103,7 @@ def test_verify_of_a_wrong_artifact_fails_with_the_measure(
             return session
 
     monkeypatch.setattr("edgekit.cli.backend", lambda name: Drifting())
+    monkeypatch.setattr("edgekit.cli.can_run", lambda name: True)
     code, out, _ = run(capsys, "verify", tmp_path / "b")
     assert code == 1
     assert "replay-fp32: Output 'scores': maximum relative error is" in out
@@ -349,3 +350,23 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 def test_labels_and_preprocessing_make_an_image_runnable() -> None:
     image = ImageInput("x", 1, 2, 2, (0.5,), (0.5,))
     assert image.prepare(np.full((2, 2), 255, np.uint8)).tolist() == [[[[1, 1], [1, 1]]]]
+
+
+def test_a_device_with_one_of_the_runtimes_verifies_what_it_can(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgekit.errors import MissingRuntime
+    from edgekit.registry import backend
+
+    def only_half(name: str) -> object:
+        half.append(name)
+        if len(half) == 2:
+            raise MissingRuntime(name, name)
+        return backend(name)
+
+    half: list[str] = []
+    monkeypatch.setattr("edgekit.cli.backend", only_half)
+    code, out, err = run(capsys, "verify", bundle)
+    assert code == 0
+    assert "executed" in out
+    assert "onnxruntime-fp16 was left out: onnxruntime needs the module" in err

@@ -53,12 +53,7 @@ WHOLE = Manifest(
 BODY: dict[str, Any] = {
     key: value for key, value in json.loads(WHOLE.to_text()).items() if key != "digest"
 }
-# Without one of a list, or the hash of a file that nothing opens, the rest is a manifest.
-NEEDED = [
-    path
-    for path in FIXED
-    if isinstance(path[-1], str) and path not in (("versions", "torch"), ("files", "README.md"))
-]
+
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +90,12 @@ def at(body: Any, path: tuple[str | int, ...]) -> Any:
 # What may hold any JSON value of its own: plain values that edgekit hands on unread.
 FREE = [path for path in places(BODY) if "provenance" in path[:-1] or path == ("edgekit",)]
 FIXED = [path for path in places(BODY) if path not in FREE and path != ("schema",)]
+# Without one of a list, or the hash of a file that nothing opens, the rest is a manifest.
+NEEDED = [
+    path
+    for path in FIXED
+    if isinstance(path[-1], str) and path not in (("versions", "torch"), ("files", "README.md"))
+]
 
 
 def test_a_manifest_is_read_back_as_written(folder: Path) -> None:

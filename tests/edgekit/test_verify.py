@@ -1,0 +1,280 @@
+"""A proof holds for honest rounding and for nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekit.artifact import Artifact
+from edgekit.errors import DamagedFile, NotProven
+from edgekit.program import Reference
+from edgekit.recipe import PRECISIONS
+from edgekit.spec import Array, TensorSpec
+from edgekit.testing import ReplayBackend, example_reference, replay_file
+from edgekit.verify import LIMITS, Deviation, Proof, prove, verify
+
+quick = settings(deadline=None, max_examples=60, derandomize=True)
+NORMAL = np.random.default_rng(1).standard_normal((4, 250), dtype=np.float32)
+
+
+def compare(
+    expected: Sequence[Array], got: Sequence[Array], *, precision: str = "fp32", name: str = "y"
+) -> Proof:
+    """The proof of one output ``y`` whose answers on each sample are ``got``."""
+    specs = (TensorSpec("y", (), "float32"),)
+    artifact = Artifact("replay", PRECISIONS[precision], "m", {}, (), specs)
+    samples = tuple({"x": np.zeros(1)} for _ in expected)
+    reference = Reference(samples, tuple({"y": array} for array in expected), "made here")
+    return prove(artifact, ["y"], reference, [{name: array} for array in got])
+
+
+def only(proof: Proof) -> Deviation:
+    (deviation,) = proof.outputs
+    return deviation
+
+
+@quick
+@given(
+    shape=st.lists(st.integers(0, 5), max_size=4).map(tuple),
+    dtype=st.sampled_from(["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]),
+    scale=st.sampled_from([0.0, 1e-38, 1e-5, 1.0, 1e4, 1e30]),
+    precision=st.sampled_from(sorted(LIMITS)),
+    seed=st.integers(0, 100),
+)
+def test_an_array_equals_itself(
+    shape: tuple[int, ...], dtype: str, scale: float, precision: str, seed: int
+) -> None:
+    values = np.random.default_rng(seed).standard_normal(shape)
+    array = (values * min(scale, 100.0) if dtype != "float32" else values * scale).astype(
+        dtype if dtype != "uint8" else "int8"
+    )
+    proof = compare([array], [array.copy()], precision=precision)
+    assert proof.passed, proof.failures
+    assert proof.max_abs_error == proof.max_rel_error == 0
+
+
+@quick
+@given(
+    place=st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 4)),
+    value=st.sampled_from([math.nan, math.inf, -math.inf]),
+)
+def test_one_value_that_is_not_finite_fails_wherever_it_is(
+    place: tuple[int, int, int], value: float
+) -> None:
+    expected = [np.ones((4, 5), np.float32) for _ in range(3)]
+    got = [array.copy() for array in expected]
+    got[place[0]][place[1:]] = value
+    with pytest.raises(
+        NotProven, match=f"Output 'y' on sample {place[0]} holds NaN or infinity; eager does not"
+    ):
+        compare(expected, got).require()
+
+
+def test_where_the_eager_model_is_not_finite_the_sentence_blames_it() -> None:
+    broken = np.array([1, math.nan], np.float32)
+    for got in (broken, np.ones(2, np.float32)):
+        assert compare([broken], [got]).failures == (
+            "The eager output 'y' on sample 0 holds NaN or infinity.",
+        )
+
+
+@quick
+@given(place=st.integers(0, 999_999), size=st.sampled_from([1e-3, 1e-6]), sign=st.booleans())
+def test_one_wrong_element_among_a_million_small_ones_fails(
+    place: int, size: float, sign: bool
+) -> None:
+    expected = np.full(1_000_000, size, np.float32)
+    got = expected.copy()
+    got[place] *= 1.01 if sign else 0.99
+    proof = compare([expected], [got])
+    assert only(proof).max_rel_error == pytest.approx(0.01, rel=1e-2)
+    with pytest.raises(NotProven, match=r"'y': maximum relative error is 0\.0\d+, the limit is 0\.0"):
+        proof.require()
+
+
+def test_a_few_huge_elements_do_not_hide_the_errors_of_the_rest() -> None:
+    expected = np.ones(10_000, np.float32)
+    expected[:3] = 1e30
+    got = expected.copy()
+    got[3:] *= np.float32(1.01)
+    assert only(compare([expected], [got])).cosine == 1  # and SQNR too says that all is well
+    assert any("maximum relative error" in text for text in compare([expected], [got]).failures)
+
+
+def test_a_near_zero_among_larger_numbers_is_held_to_their_size() -> None:
+    expected = NORMAL.copy()
+    expected[0, 0] = 1e-9
+    got = expected.copy()
+    got[0, 0] = 3e-8
+    assert compare([expected], [got]).passed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_honest_rounding_passes_and_a_hundredfold_fails(precision: str) -> None:
+    step = {"fp32": 6e-8, "fp16": 5e-4}[precision]
+    noise = np.random.default_rng(2).uniform(-1, 1, NORMAL.shape)
+    for factor, passes in ((4, True), (400, False)):
+        got = (NORMAL * (1 + factor * step * noise)).astype(np.float32)
+        proof = compare([NORMAL], [got], precision=precision)
+        assert proof.passed is (passes or precision == "fp32" and factor * step < 1e-5 and False)
+
+
+def test_an_approximation_spread_over_all_elements_fails_by_its_sqnr() -> None:
+    got = (NORMAL + 3e-4 * np.sin(1e3 * NORMAL)).astype(np.float32)
+    failures = compare([NORMAL], [got]).failures
+    assert len(failures) == 1
+    assert failures[0].startswith("Output 'y': SQNR in dB is 7")
+    assert failures[0].endswith("the limit is 80.")
+
+
+def test_the_worst_sample_counts_and_not_the_mean() -> None:
+    got = [NORMAL, NORMAL, NORMAL * np.float32(1.01)]
+    proof = compare([NORMAL] * 3, got)
+    assert only(proof).sqnr_db == pytest.approx(40, abs=0.1)
+    assert not proof.passed
+
+
+def test_measures_are_those_of_the_text() -> None:
+    expected, got = np.array([3.0, 4.0, 0.0], np.float32), np.array([3.0, 4.5, 0.0], np.float32)
+    deviation = only(compare([expected], [got]))
+    assert deviation.max_abs_error == 0.5
+    assert deviation.max_rel_error == 0.5 / 4
+    assert deviation.cosine == pytest.approx((9 + 18) / (5 * math.sqrt(9 + 4.5**2)))
+    assert deviation.sqnr_db == pytest.approx(10 * math.log10(25 / 0.25))
+
+
+def test_zeros_need_exact_zeros() -> None:
+    zeros = np.zeros((2, 3), np.float32)
+    assert compare([zeros], [zeros]).passed
+    almost = zeros.copy()
+    almost[1, 1] = 1e-30
+    failures = " ".join(compare([zeros], [almost]).failures)
+    for measure in ("maximum relative error", "cosine is 0", "SQNR in dB is -inf"):
+        assert measure in failures
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 10), (2, 0), (3, 0, 2)])
+def test_an_output_without_elements_is_equal_to_itself(shape: tuple[int, ...]) -> None:
+    for dtype in ("float32", "int64"):
+        assert compare([np.zeros(shape, dtype)], [np.zeros(shape, dtype)]).passed
+
+
+def test_another_winner_fails_although_every_number_is_close() -> None:
+    expected = np.zeros((1, 1000), np.float32)
+    expected[0, :2] = 100, 99.8
+    got = expected.copy()
+    got[0, :2] = 99.75, 99.85
+    deviation = only(compare([expected], [got]))
+    assert deviation.top1_agreement == 0
+    assert any("top-1 agreement is 0, the limit is 1" in t for t in compare([expected], [got]).failures)
+
+
+def test_a_tie_of_the_eager_model_may_be_broken_either_way() -> None:
+    expected = np.array([[1, 1, 0], [5, 0, 0]], np.float32)
+    got = np.array([[1, 1.00001, 0], [5, 0, 0]], np.float32)
+    assert only(compare([expected], [got])).top1_agreement == 1
+    assert only(compare([expected[:1]], [got[:1]])).top1_agreement is None
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (5, 1), (2, 3, 4)])
+def test_only_class_scores_have_a_winner(shape: tuple[int, ...]) -> None:
+    ones = np.ones(shape, np.float32)
+    assert only(compare([ones], [ones])).top1_agreement is None
+
+
+def test_integers_must_be_equal_one_by_one() -> None:
+    expected = np.arange(10)
+    got = expected.copy()
+    got[3] += 1
+    deviation = only(compare([expected], [got]))
+    assert (deviation.equal, deviation.max_abs_error, deviation.max_rel_error) == (0.9, 1.0, None)
+    with pytest.raises(NotProven, match=r"share of equal elements is 0\.9, the limit is 1"):
+        compare([expected], [got]).require()
+
+
+def test_large_integers_that_float64_cannot_tell_apart_still_differ() -> None:
+    expected = np.array([2**53])
+    assert only(compare([expected], [expected + 1])).equal == 0
+
+
+def test_booleans_are_compared() -> None:
+    expected = np.array([True, False])
+    assert only(compare([expected], [~expected])).equal == 0
+
+
+@pytest.mark.parametrize(
+    "got", [np.ones((2, 3), np.float32), np.ones(6, np.float32), np.ones((3, 2))]
+)
+def test_another_shape_or_dtype_is_said_with_both(got: Array) -> None:
+    with pytest.raises(
+        NotProven, match=r"Output 'y' on sample 0 is float\d\d \(.*\), eager gives float32 \(3, 2\)\."
+    ):
+        compare([np.ones((3, 2), np.float32)], [got]).require()
+
+
+def test_a_missing_output_is_named() -> None:
+    ones = np.ones(2, np.float32)
+    assert compare([ones], [ones], name="z").failures == ("Output 'y' is missing.",)
+
+
+def test_nothing_to_compare_is_no_proof() -> None:
+    assert compare([], []).failures == ("There is no sample to compare on.",)
+    artifact = Artifact("replay", PRECISIONS["fp32"], "m", {}, (), ())
+    proof = prove(artifact, [], example_reference(1), [{}])
+    assert proof.failures == ("There is no output to compare.",)
+
+
+def test_every_failure_is_in_the_sentence() -> None:
+    got = -NORMAL
+    with pytest.raises(NotProven) as caught:
+        compare([NORMAL], [got]).require()
+    text = str(caught.value)
+    assert text.startswith("replay-fp32 is not proven: ")
+    for measure in ("relative error", "cosine is -1", "SQNR", "top-1 agreement"):
+        assert measure in text
+
+
+def test_a_proof_survives_json_and_equality_to_the_bit_becomes_null() -> None:
+    for got in (NORMAL * np.float32(1.001), NORMAL):
+        proof = compare([NORMAL], [got])
+        text = json.dumps(proof.to_json(), allow_nan=False)
+        again = Proof.from_json(json.loads(text))
+        assert json.dumps(again.to_json()) == text
+        assert again.passed is proof.passed
+        assert (only(again).sqnr_db is None) is (got is NORMAL)
+
+
+@pytest.mark.parametrize(
+    "change", [{"outputs": None}, {"outputs": [3]}, {"limits": {}}, {"failures": 3}, {"more": 1}]
+)
+def test_a_malformed_proof_is_damage(change: dict[str, Any]) -> None:
+    fields = compare([NORMAL], [NORMAL]).to_json()
+    with pytest.raises(DamagedFile, match="a proof in the bundle is malformed"):
+        Proof.from_json({**fields, **change})
+    for value in (None, [], "text", 3):
+        with pytest.raises(DamagedFile, match="a proof in the bundle is malformed"):
+            Proof.from_json(value)
+
+
+@pytest.mark.parametrize(("drift", "passes"), [(0.0, True), (1e-2, False)])
+def test_an_artifact_is_opened_run_and_compared(drift: float, passes: bool) -> None:
+    reference = example_reference()
+    inputs = (TensorSpec("x", (1, 4), "float32"),)
+    outputs = (TensorSpec("scores", (1, 4), "float32"),)
+    files = {"replay.npz": replay_file(reference, drift)}
+    artifact = Artifact("replay", PRECISIONS["fp32"], "replay.npz", files, inputs, outputs)
+    proof = verify(ReplayBackend(), artifact, reference)
+    assert proof.passed is passes
+    assert (proof.level, proof.samples, proof.samples_source) == (
+        "executed",
+        3,
+        "random, seed 0",
+    )
+    assert proof.max_abs_error == pytest.approx(drift, rel=1e-4)

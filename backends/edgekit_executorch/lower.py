@@ -143,12 +143,7 @@ def artifact_from_program(program: Program, recipe: Recipe) -> Artifact:
             lowered = edge.to_executorch()
     except Exception as cause:  # the converter has no error classes of its own
         raise _failed(cause, recipe) from cause
-    calls = Counter(
-        op_name(node)
-        for node in edge.exported_program().graph.nodes
-        if node.op == "call_function" and "getitem" not in op_name(node)
-    )
-    delegates = calls.pop("executorch_call_delegate", 0)
+    calls = [op_name(node) for node in edge.exported_program().graph.nodes]
     return Artifact(
         target="executorch",
         recipe=recipe,
@@ -157,15 +152,11 @@ def artifact_from_program(program: Program, recipe: Recipe) -> Artifact:
         inputs=program.inputs,
         outputs=program.outputs,
         provenance={
-            "delegates": delegates,
-            "outside": {name: count for name, count in sorted(calls.items()) if _computes(name)},
+            "delegates": calls.count("executorch_call_delegate"),
+            "outside": dict(sorted(Counter(finding.op for finding in recorder.findings).items())),
             "versions": {name: installed_version(name) for name in ("torch", "executorch")},
         },
     )
-
-
-def _computes(name: str) -> bool:
-    return not any(free in name for free in _FREE)
 
 
 def _failed(cause: Exception, recipe: Recipe) -> LoweringFailed:

@@ -6,10 +6,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import torch
 
@@ -25,30 +25,30 @@ with quiet():
 
 @contextmanager
 def _translated(doing: str) -> Iterator[None]:
-    """The runtime raises RuntimeError with a code, and says the reason on the process's stderr."""
-    with tempfile.TemporaryFile() as log:
+    """The runtime raises a code, and says the reason on stderr: put both into one sentence."""
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
         try:
-            with _stderr_to(log.fileno()):
+            with _stderr_to(log):
                 yield
         except (RuntimeError, KeyError) as cause:
             log.seek(0)
-            notes = [line for line in log.read().decode(errors="replace").splitlines() if line]
-            said = next((note for note in notes if "Missing operator" in note), notes[-1:] or "")
-            reason = said if isinstance(said, str) else said[0]
-            raise RuntimeFailed(
-                f"executorch could not {doing}: {str(cause).splitlines()[0]} {reason}".strip()
-            ) from cause
+            notes = [line.strip() for line in log if line.strip()]
+            named = [note for note in notes if "Missing operator" in note]
+            reason = "; ".join([str(cause).splitlines()[0], *(named or notes[-1:])])
+            raise RuntimeFailed(f"executorch could not {doing}: {reason}") from cause
 
 
 @contextmanager
-def _stderr_to(target: int) -> Iterator[None]:
-    """Send the native code's lines, which Python cannot stop, to another file."""
+def _stderr_to(log: TextIO) -> Iterator[None]:
+    """Both ways of the native code to stderr: through Python's object, and to the descriptor."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
-        os.dup2(target, 2)
-        yield
+        os.dup2(log.fileno(), 2)
+        with redirect_stderr(log):
+            yield
     finally:
+        log.flush()
         os.dup2(kept, 2)
         os.close(kept)
 

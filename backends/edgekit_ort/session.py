@@ -22,6 +22,7 @@ from edgekit.spec import Array, Arrays, TensorSpec, check_arrays
 
 # Every exception class of the runtime; a test fails when a new version adds one.
 ERRORS: tuple[type[Exception], ...] = (
+    state.DeviceReset,
     state.EPFail,
     state.EngineError,
     state.Fail,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -60,8 +59,3 @@ def test_the_lines_to_run_name_the_runtime(bundle: Bundle) -> None:
 def test_the_models_own_card_comes_last(bundle: Bundle) -> None:
     assert text(bundle, card="\nTrained on cats.\n").endswith("## Model card\n\nTrained on cats.\n")
     assert "Model card" not in text(bundle)
-
-
-def test_the_card_lies_in_the_bundle(tmp_path: Path) -> None:
-    bundle = example_bundle(tmp_path / "bundle")
-    assert (bundle.folder / "README.md").read_text() == "x\n"

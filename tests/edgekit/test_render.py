@@ -1,0 +1,137 @@
+"""Tables line up, sizes read well, and progress is drawn on a terminal only."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from edgekit import render
+from edgekit.bundle import open_bundle
+from edgekit.profile import Measurement
+from edgekit.render import (
+    Progress,
+    bundle_rows,
+    bundle_table,
+    measurement_table,
+    op_table,
+    size_text,
+    table,
+)
+from edgekit.testing import example_bundle
+
+QUIET = Measurement(
+    artifact="replay-fp32",
+    device="this host",
+    threads=2,
+    import_ms=1.0,
+    cold_load_ms=12.34,
+    warm_load_ms=2.0,
+    first_run_ms=3.0,
+    times_ms=(1.0, 1.1, 1.2),
+    peak_memory_bytes=50_000_000,
+    model_memory_bytes=1_000_000,
+    size_bytes=1234,
+    others_busy_cores=0.0,
+    ops=(),
+    host={"cores": 2},
+)
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_words_stand_to_the_left_and_numbers_to_the_right() -> None:
+    assert table(("name", "size"), [("a", 5), ("long name", 1234)]).splitlines() == [
+        "name       size",
+        "---------  ----",
+        "a             5",
+        "long name  1234",
+    ]
+
+
+def test_a_table_without_rows_is_its_header() -> None:
+    assert table(("name", "size"), []) == "name  size\n----  ----"
+
+
+def test_no_line_ends_in_blanks() -> None:
+    lines = table(("a", "b"), [("x", "long word"), ("y", "z")]).splitlines()
+    assert all(line == line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0.0 kB"), (1234, "1.2 kB"), (100_000, "0.10 MB"), (1_280_000, "1.28 MB")],
+)
+def test_sizes_are_in_powers_of_ten(size: int, text: str) -> None:
+    assert size_text(size) == text
+
+
+def test_a_bundle_is_shown_before_and_after_it_was_measured(tmp_path: Path) -> None:
+    bundle = example_bundle(tmp_path / "bundle")
+    (row,) = bundle_rows(bundle)
+    assert (row["artifact"], row["precision"], row["measurement"]) == ("replay-fp32", "fp32", None)
+    assert "not measured" in bundle_table(bundle)
+    bundle.with_json("replay-fp32/perf.json", QUIET.to_json())
+    measured = open_bundle(bundle.folder)
+    assert "1.10 ms" in bundle_table(measured)
+    assert "executed" in bundle_table(measured)
+
+
+def test_an_artifact_kept_unproven_is_shown_as_such(tmp_path: Path) -> None:
+    bundle = example_bundle(tmp_path / "bundle")
+    failed = {**bundle.proof("replay-fp32").to_json(), "failures": ["It differs."]}
+    assert "not proven" in bundle_table(bundle.with_json("replay-fp32/proof.json", failed))
+
+
+def test_a_measurement_is_one_row() -> None:
+    header, _, row = measurement_table([QUIET]).splitlines()
+    assert header.split()[:3] == ["artifact", "threads", "p50"]
+    for text in ("1.100 ms", "1.200 ms", "12.3 ms", "50.00 MB", "1.2 kB", "quiet"):
+        assert text in row
+
+
+def test_the_slowest_ops_are_shown_with_their_share_of_all() -> None:
+    ops = [{"op": "Conv", "node": f"n{i}", "microseconds": us} for i, us in enumerate((30, 10))]
+    lines = op_table(ops, count=1).splitlines()
+    assert len(lines) == 3
+    assert lines[2].split() == ["Conv", "n0", "30.0", "75.0", "%"]
+    assert len(op_table([]).splitlines()) == 2
+
+
+def test_progress_is_silent_where_no_terminal_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    with Progress().shown() as progress:
+        progress("working")
+    assert stream.getvalue() == ""
+
+
+def test_progress_names_the_step_and_leaves_a_clean_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    seconds = itertools.count()
+    monkeypatch.setattr(render, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    with Progress().shown() as progress:
+        progress("lowering")
+        deadline = time.monotonic() + 10
+        while "lowering" not in stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert re.fullmatch(r"(\r\x1b\[Klowering … \d+ s)+\r\x1b\[K", stream.getvalue())
+
+
+def test_short_work_draws_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    with Progress().shown() as progress:
+        progress("working")
+    assert stream.getvalue() == "\r\x1b[K"

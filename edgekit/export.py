@@ -11,12 +11,12 @@ from edgekit.artifact import Artifact
 from edgekit.bundle import Bundle, check_destination, write_bundle
 from edgekit.card import readme
 from edgekit.contract import Backend, Finding, Preferences
-from edgekit.errors import UsageError
+from edgekit.errors import RuntimeFailed, UsageError
 from edgekit.host import installed_version
 from edgekit.manifest import ArtifactEntry, Manifest
 from edgekit.model import Model
 from edgekit.program import Program, Reference
-from edgekit.recipe import Recipe, recipe_from_precision
+from edgekit.recipe import FP32, Recipe, recipe_from_precision
 from edgekit.registry import backend, backend_names, recipes_of, supported_recipe
 from edgekit.source import Inputs, resolve
 from edgekit.verify import Proof, verify
@@ -134,7 +134,13 @@ def _make(each: Plan, captures: Captures, report: Report) -> tuple[Artifact, Pro
     report(f"lowering to {name}")
     artifact = each.backend.lower(program, each.recipe)
     report(f"proving {name} on {len(captures.reference.samples)} samples")
-    return artifact, verify(each.backend, artifact, captures.reference)
+    try:
+        return artifact, verify(each.backend, artifact, captures.reference)
+    except RuntimeFailed as cause:
+        advice = "" if each.recipe == FP32 else " Try --precision fp32."
+        raise RuntimeFailed(
+            f"{name} was made, but its runtime refuses it: {cause}{advice}"
+        ) from cause
 
 
 def check(

@@ -98,8 +98,9 @@ class ExecutorchSession:
         tensors = [torch.from_numpy(array) for array in checked.values()]
         try:
             results = self._method.execute(tensors)
-        except RuntimeError as cause:
-            raise RuntimeFailed(f"executorch could not run the program: {cause}") from cause
+        except RuntimeError:
+            with _translated("run the program"):  # again, to hear the reason
+                results = self._method.execute(tensors)
         return {
             spec.name: result.numpy() for spec, result in zip(self.outputs, results, strict=True)
         }

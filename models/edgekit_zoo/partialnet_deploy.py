@@ -327,7 +327,9 @@ class Scores(nn.Module):
     def forward(self, *streams: Tensor) -> Tensor:
         """Return scores before softmax."""
         pooled = [x.mean((2, 3), keepdim=True) for x in streams]
-        scores: Tensor = self.classifier(self.act(self.features(*pooled)).flatten(1))
+        # Not flatten(1): with a free batch that reads the batch size, and splits a delegate.
+        hidden = self.act(self.features(*pooled)).reshape(-1, self.classifier.in_features)
+        scores: Tensor = self.classifier(hidden)
         return scores
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import edgekit
 from edgekit.capture import capture, quiet, reference_from
-from edgekit.errors import LoweringFailed, RuntimeFailed, UnsupportedModel
+from edgekit.errors import RuntimeFailed, UnsupportedModel
 from edgekit.program import Program
 from edgekit.recipe import FP16, FP32
 from edgekit.source import resolve
-from edgekit_executorch.lower import REMEDIES
+from edgekit_executorch.lower import REMEDIES, _failed
 
 with quiet():
     from executorch.exir._serialize._program import deserialize_pte_binary
@@ -112,10 +112,27 @@ def test_every_op_without_a_kernel_is_named_at_once() -> None:
         edgekit.backend("executorch").lower(captured, FP32)
 
 
-def test_a_model_that_insists_on_float32_says_what_to_change_for_half() -> None:
-    captured = program(Mixed(), "x=1x4")
-    with pytest.raises(LoweringFailed, match=r"fp16.*--precision fp32"):
-        edgekit.backend("executorch").lower(captured, FP16)
+def test_a_model_that_insists_on_float32_is_refused_in_half_with_the_remedy(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(
+        RuntimeFailed, match=r"executorch fp16 was made, but .* refuses it: .*Try --precision fp32"
+    ):
+        edgekit.export(
+            Mixed(), ["x=1x4"], targets=["executorch"], precision="fp16", out=tmp_path / "b"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_converter_that_gives_up_says_its_own_first_reason() -> None:
+    try:
+        raise RuntimeError("pass FuseBatchNorm failed") from IndexError("tuple index out of range")
+    except RuntimeError as cause:
+        said = str(_failed(cause, FP16))
+    assert said == (
+        "ExecuTorch could not lower the model to fp16: tuple index out of range "
+        "Try --precision fp32."
+    )
 
 
 def test_a_session_opens_a_file_as_well_as_bytes(tmp_path: Path) -> None:

@@ -241,12 +241,15 @@ def test_images_of_another_size_are_refused(form: Form) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # the runtime's own imports warn
-def test_two_stream_lowers_to_a_single_xnnpack_delegate() -> None:
+@pytest.mark.parametrize("free_batch", [False, True])
+def test_two_stream_lowers_to_a_single_xnnpack_delegate(free_batch: bool) -> None:
     exir = pytest.importorskip("executorch.exir")
     xnnpack = pytest.importorskip("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     config = replace(NANO, depths=(1, 1, 1, 1), n_div=(4, 4, 4, 4))
     net = deploy(trained(config).float(), form="two-stream", size=(32, 32))
-    program = torch.export.export(net, (images(config, 1, (32, 32)).float(),))
+    batch = ({0: torch.export.Dim("batch", min=1, max=8)},) if free_batch else None
+    x = images(config, 2, (32, 32)).float()
+    program = torch.export.export(net, (x,), dynamic_shapes=batch)
     edge = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
     calls = [
         str(node.target)

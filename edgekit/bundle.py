@@ -85,6 +85,9 @@ class Bundle:
             arrays = read_npz(self.folder / name)
             samples.append(_named(arrays, "input."))
             expected.append(_named(arrays, "output."))
+            wanted = [spec.name for spec in (*self.manifest.inputs, *self.manifest.outputs)]
+            if [*samples[-1], *expected[-1]] != wanted:
+                raise DamagedFile(f"{self.folder / name} does not hold {', '.join(wanted)}.")
         return Reference(tuple(samples), tuple(expected), self.manifest.samples_source)
 
     def with_json(self, name: str, value: object) -> Bundle:
@@ -195,12 +198,10 @@ def _check_destination(folder: Path, *, overwrite: bool) -> None:
                 f"{folder} exists and holds a bundle; choose another folder with -o, or replace "
                 "it with --overwrite."
             )
-    existing = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    existing = next(part for part in folder.absolute().parents if part.exists())
     if not existing.is_dir():
         raise UsageError(f"{existing} is a file, so {folder} cannot be made; choose another -o.")
-    if not os.access(existing, os.W_OK | os.X_OK) or not os.access(
-        folder.absolute().parent if folder.absolute().parent.exists() else existing, os.W_OK
-    ):
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise StorageError(f"{existing} is not writable; choose another folder with -o.")
 
 

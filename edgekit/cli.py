@@ -312,6 +312,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output left (| head): not an error, and nothing more can be said.
         sys.stdout = None
         return 0
+    except Exception as error:  # the last resort: a sentence for what we did not foresee
+        if debug:
+            traceback.print_exc()
+        print(
+            f"edgekit: internal error, {type(error).__name__}: {error}. Run the command again "
+            "with --debug and report what it prints.",
+            file=sys.stderr,
+        )
+        return 1
 
 
 def _interrupt(_signal: int, _frame: object) -> NoReturn:

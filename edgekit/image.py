@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.errors import BadInput, DamagedFile
+from edgekit.errors import BadInput, DamagedFile, UsageError
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -40,6 +41,20 @@ class ImageInput:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pad: int = 0
+
+    def __post_init__(self) -> None:
+        numbers = (*self.mean, *self.std)
+        if not (
+            self.channels in (1, 3)
+            and len(self.mean) == len(self.std) == self.channels
+            and all(abs(number) < 1e30 for number in numbers)  # no NaN either
+            and 0 not in self.std
+            and min(self.height, self.width) > 0 <= self.pad
+        ):
+            raise UsageError(
+                f"{self} is no preprocessing: channels is 1 or 3, mean and std hold one number "
+                "for each, std is not 0, height and width are 1 or more."
+            )
 
     def prepare(self, image: Image) -> Floats:
         """(height, width, 1, 3 or 4) uint8 to (1, channels, height + 2 pad, width + 2 pad)."""
@@ -67,15 +82,11 @@ class ImageInput:
                 "mean": [*mean],
                 "std": [*std],
                 "pad": int(pad),
-            } if (
-                all(type(number) is int for number in (channels, height, width, pad))
-                and all(type(number) in (int, float) for number in (*mean, *std))
-                and all(abs(number) < 1e30 for number in (*mean, *std))  # no NaN either
-                and len(mean) == len(std) == channels
-                and min(height, width) > 0 <= pad
-                and 0 not in std
+            } if all(type(number) is int for number in (channels, height, width, pad)) and all(
+                type(number) in (int, float) for number in (*mean, *std)
             ):
-                return cls(name, channels, height, width, tuple(mean), tuple(std), pad)
+                with suppress(UsageError):
+                    return cls(name, channels, height, width, tuple(mean), tuple(std), pad)
         raise DamagedFile(f"the preprocessing in the manifest is malformed: {value!r}")
 
 
@@ -104,13 +115,15 @@ class _Unsupported(Exception):
 def _with_pillow(path: Path, why: str) -> Image:
     try:
         import PIL.Image  # absent on most devices, and not needed there
+        import PIL.ImageOps
     except ImportError:
         raise BadInput(
             f"{path} is not an image that edgekit reads by itself ({why}). Where it is an image, "
             f"convert it to 8-bit PNG, or run: pip install 'edgekit-sdk[images]'"
         ) from None
     try:
-        with PIL.Image.open(path) as image:
+        with PIL.Image.open(path) as opened:
+            image = PIL.ImageOps.exif_transpose(opened)  # phones note how they were held
             if image.mode.startswith("I;16"):  # convert() would cut it off at 255
                 return (np.asarray(image)[:, :, None] >> 8).astype(np.uint8)
             if image.mode in ("I", "F"):
@@ -165,34 +178,28 @@ def _unpack(packed: bytes, height: int, row: int) -> bytes:
 
 
 def _unfilter(raw: bytes, height: int, width: int, samples: int) -> Image:
+    """Undo the row filters, one anti-diagonal of pixels at a time.
+
+    A pixel needs those to its left, above, and above left: all lie on the two diagonals before,
+    so numpy can do a whole diagonal at once where a loop would go pixel by pixel.
+    """
     lines = np.frombuffer(raw, np.uint8).reshape(height, 1 + width * samples)
-    above = np.zeros((width, samples), np.int16)
-    rows = np.empty((height, width, samples), np.uint8)
-    for index, line in enumerate(lines):
-        above = _unfilter_row(int(line[0]), line[1:].reshape(width, samples), above)
-        rows[index] = above
-    return rows
-
-
-def _unfilter_row(kind: int, line: Image, above: NDArray[np.int16]) -> NDArray[np.int16]:
-    line16 = line.astype(np.int16)
-    if kind == 0:
-        return line16
-    if kind == 1:
-        return np.cumsum(line16, axis=0, dtype=np.int64).astype(np.int16) & 255
-    if kind == 2:
-        return (line16 + above) & 255
-    if kind not in (3, 4):
-        raise ValueError(f"row filter {kind} does not exist")
-    # Average and Paeth need the pixel just decoded, so they go pixel by pixel.
-    done = np.zeros_like(line16)
-    left = np.zeros_like(above[0])
-    corner = left
-    for x, (value, up) in enumerate(zip(line16, above, strict=True)):
-        guess = (left + up) >> 1 if kind == 3 else _paeth(left, up, corner)
-        left = done[x] = (value + guess) & 255
-        corner = up
-    return done
+    kinds, values = lines[:, 0], lines[:, 1:].reshape(height, width, samples)
+    if kinds.max() > 4:
+        raise ValueError(f"row filter {kinds.max()} does not exist")
+    done = np.zeros((height + 1, width + 1, samples), np.int16)  # a border of zeros
+    for diagonal in range(height + width - 1):
+        y = np.arange(max(0, diagonal - width + 1), min(height, diagonal + 1))
+        x = diagonal - y
+        left, up, corner = done[y + 1, x], done[y, x + 1], done[y, x]
+        kind = kinds[y, None]
+        guess = np.select(
+            [kind == 1, kind == 2, kind == 3, kind == 4],
+            [left, up, (left + up) >> 1, _paeth(left, up, corner)],
+            default=0,
+        )
+        done[y + 1, x + 1] = (values[y, x] + guess) & 255
+    return done[1:, 1:].astype(np.uint8)
 
 
 def _paeth(

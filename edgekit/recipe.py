@@ -20,7 +20,8 @@ class Recipe:
     @property
     def precision(self) -> str:
         """The name users type: ``fp32``, ``fp16``, ``int8`` or ``int4``."""
-        return next(name for name, recipe in PRECISIONS.items() if recipe == self)
+        names = (name for name, recipe in PRECISIONS.items() if recipe == self)
+        return next(names, f"{self.weights}-{self.activations}")
 
     def to_json(self) -> dict[str, str]:
         """``{"weights": ..., "activations": ...}``."""

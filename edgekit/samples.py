@@ -51,16 +51,23 @@ def _draw(generator: np.random.Generator, spec: TensorSpec, chosen: Mapping[str,
 
 
 def regroup(samples: Sequence[Arrays], inputs: Sequence[TensorSpec]) -> tuple[Arrays, ...]:
-    """Samples of batch 1 as batches of the sizes that ``inputs`` name, where dim 0 is named."""
-    batch = {dim.name: dim for spec in inputs for dim in spec.shape[:1] if isinstance(dim, Dim)}
-    if not samples or len(batch) != 1:
+    """Samples of batch 1 as batches of the sizes that ``inputs`` name.
+
+    Every sample is used at least once, some again to fill a batch. Samples that are no batches
+    of 1, or inputs that do not share one named batch, are left as they are.
+    """
+    batches = {spec.shape[0] if spec.shape else 1 for spec in inputs}
+    (dim,) = batches if len(batches) == 1 else (1,)
+    single = all(array.shape[:1] == (1,) for sample in samples for array in sample.values())
+    if not samples or not single or not isinstance(dim, Dim):
         return tuple(samples)
-    (dim,) = batch.values()
-    groups, rest = [], list(samples)
-    for size in itertools.cycle((dim.minimum, dim.maximum, (dim.minimum + dim.maximum) // 2)):
-        if len(rest) < size:
-            break
-        taken, rest = rest[:size], rest[size:]
+    sizes = itertools.cycle((dim.minimum, dim.maximum, (dim.minimum + dim.maximum) // 2))
+    source = itertools.cycle(samples)
+    groups: list[Arrays] = []
+    used = 0
+    while used < len(samples) or len(groups) < len(_size_choices(inputs)):
+        taken = list(itertools.islice(source, next(sizes)))
+        used += len(taken)
         groups.append(
             {spec.name: np.concatenate([sample[spec.name] for sample in taken]) for spec in inputs}
         )

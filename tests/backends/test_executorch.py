@@ -29,13 +29,15 @@ class Chunks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = self.first(x).chunk(2, 1)
-        return self.second(left * right)
+        y: Tensor = self.second(left * right)
+        return y
 
 
 class Slices(Chunks):
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x)
-        return self.second(y[:, :4] * y[:, 4:])
+        z: Tensor = self.second(y[:, :4] * y[:, 4:])
+        return z
 
 
 class Mixed(nn.Module):
@@ -105,7 +107,8 @@ def test_a_pooling_without_stride_lowers() -> None:
 def test_every_op_without_a_kernel_is_named_at_once() -> None:
     class Both(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.special.bessel_j0(x.sort(1)[0])
+            y: Tensor = torch.special.bessel_j0(x.sort(1)[0])
+            return y
 
     captured = program(Both(), "x=1x4")
     with pytest.raises(UnsupportedModel, match=r"(?s)sort.*no kernel.*bessel_j0.*no kernel"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -229,6 +230,29 @@ def test_writing_one_file_leaves_the_bytes_of_all_others(bundle: Bundle) -> None
     assert before.pop(NAME) != after.pop(NAME)
     del after[f"{REPLAY}/perf.json"]
     assert before == after
+
+
+def test_a_second_measurement_that_cannot_be_written_leaves_the_first(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = bundle.with_json(f"{REPLAY}/perf.json", {"p50_ms": 1.5})
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.name == NAME:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        measured.with_json(f"{REPLAY}/perf.json", {"p50_ms": 2.5})
+    assert open_bundle(bundle.folder).measurement(REPLAY) == {"p50_ms": 1.5}
+
+
+def test_what_a_stopped_export_left_is_no_bundle(bundle: Bundle) -> None:
+    debris = bundle.folder.rename(bundle.folder.with_name(".bundle.123.partial"))
+    with pytest.raises(DamagedFile, match="what a stopped export left, not a bundle; delete it"):
+        open_bundle(debris)
 
 
 def test_writing_through_a_link_changes_the_bundle_and_keeps_the_link(

@@ -370,3 +370,15 @@ def test_a_device_with_one_of_the_runtimes_verifies_what_it_can(
     assert code == 0
     assert "executed" in out
     assert "onnxruntime-fp16 was left out: onnxruntime needs the module" in err
+
+
+def test_what_was_not_foreseen_is_a_sentence_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprise() -> None:
+        raise TypeError("surprise")
+
+    monkeypatch.setattr("edgekit.cli.doctor.examine", surprise)
+    code, said = error(capsys, "doctor")
+    assert code == 1
+    assert "internal error, TypeError: surprise. Run the command again with --debug" in said

@@ -27,7 +27,7 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         "numpy": "2.0.1",
         "onnx": "1.23.0",
         "onnxruntime": "1.32.0",
-        "torch": "2.13.0+cpu",
+        "torch": "2.13.0+cu126",
         "pillow": "12.0",
         "plain": "1",
     }

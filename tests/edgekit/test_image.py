@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.errors import BadInput, DamagedFile
+from edgekit.errors import BadInput, DamagedFile, UsageError
 from edgekit.image import MAX_PIXELS, Image, ImageInput, read_image
 
 quick = settings(deadline=None, max_examples=40, derandomize=True)
@@ -217,6 +217,7 @@ def test_a_flipped_bit_in_a_png_is_found_or_harmless(scratch: Path) -> None:
     ("content", "reason"),
     [
         (png(b"\5\0", 1, 1), "row filter 5 does not exist"),
+        (png(b"\0\0", 1, 1).replace(b"none", b"some"), "chunk b'tEXt' fails its checksum"),
         (png(b"\0", 1, 1), "it ends after 1 of 2 bytes"),
         (png(b"", 0, 1), "it claims 1 rows of 0 bytes"),
         (png(b"", 1 << 20, 1 << 20), "it claims 1048576 rows of 1048576 bytes"),
@@ -364,3 +365,10 @@ def test_jpeg_bytes_that_end_early_are_refused(scratch: Path) -> None:
     scratch.write_bytes(content.getvalue()[:-40])
     with pytest.raises(BadInput, match="cannot be read as an image: "):
         read_image(scratch)
+
+
+def test_preprocessing_that_makes_no_sense_is_refused_when_it_is_made() -> None:
+    with pytest.raises(UsageError, match=r"mean and std hold one number for each"):
+        ImageInput("x", 3, 8, 8, (0.5,), (0.5,))
+    with pytest.raises(UsageError, match=r"std is not 0"):
+        ImageInput("x", 1, 8, 8, (0.5,), (0.0,))

@@ -188,6 +188,12 @@ def test_a_manifest_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
+def test_a_schema_that_never_was_is_damage(folder: Path) -> None:
+    for schema in (0, -1, True, "1", None):
+        with pytest.raises(DamagedFile, match="is no edgekit manifest: it has no schema number"):
+            read_forged(folder, {**BODY, "schema": schema})
+
+
 def test_a_newer_schema_is_told_apart_from_damage(folder: Path) -> None:
     with pytest.raises(
         NewerSchema,

@@ -134,4 +134,5 @@ def test_short_work_draws_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", stream)
     with Progress().shown() as progress:
         progress("working")
+        time.sleep(0.3)  # long enough to be asked whether to draw
     assert stream.getvalue() == "\r\x1b[K"

@@ -159,3 +159,17 @@ def test_an_npz_that_is_packed_in_a_way_unknown_is_refused(tmp_path: Path) -> No
     path.write_bytes(whole)
     with pytest.raises(BadInput, match="compression method is not supported"):
         read_npz(path)
+
+
+def test_regrouping_uses_every_sample_and_reaches_the_largest_batch() -> None:
+    inputs = (TensorSpec("x", (Dim("batch", 1, 8), 2), "float32"),)
+    samples = [{"x": np.full((1, 2), number, np.float32)} for number in range(3)]
+    groups = regroup(samples, inputs)
+    assert [group["x"].shape[0] for group in groups] == [1, 8, 4]
+    assert {float(value) for group in groups for value in group["x"].ravel()} == {0, 1, 2}
+
+
+def test_inputs_that_share_no_batch_are_not_regrouped() -> None:
+    inputs = (TensorSpec("x", (Dim("batch", 1, 8), 2), "float32"), TensorSpec("y", (3,), "float32"))
+    samples = ({"x": np.zeros((1, 2), np.float32), "y": np.zeros(3, np.float32)},)
+    assert regroup(samples, inputs) == samples

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,5 +141,9 @@ def test_a_label_beyond_nine_is_refused(folder: Path) -> None:
 def test_an_endless_file_is_not_read_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "bomb.gz"
     path.write_bytes(gzip.compress(idx(np.zeros(4, np.uint8)) + bytes(5_000_000)))
+    tracemalloc.start()
     with pytest.raises(DatasetError, match="it goes on after the 12 bytes"):
         read_idx(path, (4,))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000

@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from edgekit_zoo import partialnet
+from edgekit_zoo.fashion_mnist import prepare
 from edgekit_zoo.partialnet import (
     MLP,
     VARIANTS,
@@ -447,6 +452,16 @@ def test_two_instances_export_one_after_the_other_with_any_batch() -> None:
         for size in (1, 2, 7):
             x = torch.randn(size, 1, 32, 32)
             torch.testing.assert_close(program(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_shipped_weights_fit_nano_and_know_their_samples() -> None:
+    folder = Path(partialnet.__file__).parent / "weights"
+    model = PartialNet(VARIANTS["partialnet-nano"]).eval()
+    model.load_state_dict(load_file(folder / "partialnet_nano.safetensors"))
+    with np.load(folder / "samples.npz", allow_pickle=False) as samples, torch.no_grad():
+        found = model(torch.from_numpy(prepare(samples["images"]))).argmax(1).numpy()
+        assert set(samples["labels"]) == set(range(10))
+        assert (found == samples["labels"]).sum() >= 31
 
 
 def test_a_fixed_batch_exports_too() -> None:

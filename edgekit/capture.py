@@ -1,33 +1,25 @@
-"""PyTorch module to captured program, and its eager outputs. The core's one torch module."""
+"""PyTorch module to captured program, and its eager outputs. Torch stands at its top."""
 
 from __future__ import annotations
 
 import inspect
-import io
-import logging
-import traceback
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from pathlib import Path
+from contextlib import contextmanager
 
 import numpy as np
 import sympy
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from edgekit.errors import BadInput, BadModel, CaptureFailed, DamagedFile, NotProven
+from edgekit.errors import BadInput, BadModel, CaptureFailed, NotProven
+from edgekit.graph import first_line, quiet, source_line
 from edgekit.model import Model
 from edgekit.program import Program, Reference
 from edgekit.spec import DTYPES, Array, Arrays, Dim, TensorSpec, check_arrays
-
-_TORCH = Path(torch.__file__).parent
-_HERE = Path(__file__).parent
 
 
 def specs_from_examples(module: nn.Module, examples: object) -> tuple[TensorSpec, ...]:
@@ -96,54 +88,6 @@ def _a(noun: str) -> str:
     return "None" if noun == "NoneType" else f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load ``.safetensors``, or a ``.pt``/``.pth`` state dict without its pickled code."""
-    state = read_state(path)
-    wanted = module.state_dict()
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    misfits = [
-        f"{name} is {tuple(state[name].shape)}, the model has {tuple(wanted[name].shape)}"
-        for name in wanted.keys() & state.keys()
-        if state[name].shape != wanted[name].shape
-    ]
-    problems = [
-        f"{title}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}"
-        for title, names in (("missing", missing), ("unknown", extra), ("shapes", sorted(misfits)))
-        if names
-    ]
-    if problems:
-        raise BadModel(f"the weights in {path} do not fit the model; {'; '.join(problems)}.")
-    module.load_state_dict(state)
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a weight file. Raises ``BadModel`` or ``DamagedFile``."""
-    if not path.is_file():
-        raise BadModel(f"there is no weight file {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: object = load_file(path)
-        elif path.suffix in (".pt", ".pth"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise BadModel(f"{path}: weights are read from .safetensors, .pth or .pt files.")
-    except BadModel:
-        raise
-    except Exception as cause:  # what a damaged file makes each library raise is not documented
-        reason = str(cause).split("\n", 1)[0]
-        raise DamagedFile(
-            f"{path} is not a weight file that can be read safely: {reason}. Save a state dict, "
-            "best with safetensors.torch.save_file(model.state_dict(), path)."
-        ) from cause
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise BadModel(f"{path} holds no state dict: a mapping of names to tensors is needed.")
-    return state
-
-
 @contextmanager
 def _inference(module: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; the modes the user had set come back afterwards."""
@@ -155,20 +99,6 @@ def _inference(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes.items():
             part.training = mode
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps warnings, log lines and prints of torch and the converters away from the user."""
-    nowhere = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
-        warnings.simplefilter("ignore")
-        before = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(before)
 
 
 def reference_from(model: Model) -> Reference:
@@ -206,7 +136,7 @@ def _run_eager(model: Model, sample: Arrays) -> dict[str, Array]:
         line = source_line(cause)
         raise BadModel(
             f"the model raised {type(cause).__name__}{line and ' at ' + line} when run on its "
-            f"sample inputs ({', '.join(map(str, model.inputs))}): {_first_line(cause)}"
+            f"sample inputs ({', '.join(map(str, model.inputs))}): {first_line(cause)}"
         ) from cause
     for spec, tensor in zip(model.inputs, tensors, strict=True):
         if not np.array_equal(tensor.numpy(), sample[spec.name]):
@@ -362,49 +292,12 @@ def _capture_failed(cause: Exception, inputs: Sequence[TensorSpec]) -> CaptureFa
         wanted = text.partition("Suggested fixes:")[2].strip().split("\n\n")[0]
         return CaptureFailed(
             f"the model does not allow every size of {', '.join(map(str, inputs))}: PyTorch asks "
-            f"for {' and '.join(wanted.split(chr(10))) or _first_line(cause)}. "
+            f"for {' and '.join(wanted.split(chr(10))) or first_line(cause)}. "
             "Narrow or fix that dim in --input."
         )
     return CaptureFailed(
-        f"the model cannot be captured{place}: {type(cause).__name__}: {_first_line(cause)}"
+        f"the model cannot be captured{place}: {type(cause).__name__}: {first_line(cause)}"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-
-
-def source_line(error: BaseException) -> str:
-    """``file.py:12: the code`` of the innermost frame that is the user's, or ""."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if path.is_file() and not (path.is_relative_to(_TORCH) or path.is_relative_to(_HERE)):
-            return f"{path}:{frame.lineno}: {frame.line}"
-    return ""
-
-
-def node_source(node: torch.fx.Node) -> tuple[str, str]:
-    """Where a graph node comes from: the user's source line, and the module's path."""
-    owners = list((node.meta.get("nn_module_stack") or {}).values())
-    owner = str(owners[-1][0]) if owners else ""
-    lines = str(node.meta.get("stack_trace") or "").splitlines()
-    for index in range(len(lines) - 2, -1, -1):
-        head = lines[index].strip()
-        if head.startswith('File "') and str(_TORCH) not in head and str(_HERE) not in head:
-            name, _, rest = head[6:].partition('", line ')
-            return f"{name}:{rest.split(',')[0]}: {lines[index + 1].strip()}", owner
-    return "", owner
-
-
-def op_name(node: torch.fx.Node) -> str:
-    """``aten.sort.default``: how PyTorch writes the op that a graph node calls."""
-    return str(operator_of(node)).removeprefix("torch.ops.")
-
-
-def operator_of(node: torch.fx.Node) -> object:
-    """What a graph node calls, without the wrapper that a converter may have put around it."""
-    target = node.target
-    return target if isinstance(target, OpOverload) else getattr(target, "_op", target)
 
 
 def _output_specs(

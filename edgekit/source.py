@@ -42,7 +42,7 @@ def resolve(
     else:
         found = _from_module(model, inputs, origin=f"the model passed ({type(model).__name__})")
     if weights is not None and not _is_zoo(model):
-        from edgekit.capture import load_weights
+        from edgekit.weights import load_weights
 
         load_weights(found.module, weights)
     if samples is not None:
@@ -119,7 +119,7 @@ def _import(path: Path) -> ModuleType:
 
 def _call(function: Callable[[], object], what: str) -> object:
     """Call the user's code; whatever it raises becomes a sentence with its line."""
-    from edgekit.capture import source_line
+    from edgekit.graph import source_line
 
     try:
         return function()

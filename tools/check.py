@@ -6,6 +6,7 @@ python tools/check.py --fix      let ruff mend what it can first
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 def run(*words: str) -> None:
     """Run a module of this Python in the root, and stop at the first failure."""
     print(f"$ {' '.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", *words], cwd=ROOT).returncode
+    environment = {**os.environ, "EDGEKIT_REQUIRED": "executorch,onnxruntime"}
+    code = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=environment).returncode
     if code:
         sys.exit(code)
 

@@ -10,9 +10,9 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from edgekit.artifact import Artifact
-from edgekit.capture import node_source, op_name, operator_of, quiet
 from edgekit.contract import Finding
 from edgekit.errors import LoweringFailed, UnsupportedModel
+from edgekit.graph import node_source, op_name, operator_of, quiet
 from edgekit.host import installed_version
 from edgekit.program import Program
 from edgekit.recipe import FP32, Recipe

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from edgekit.capture import export_module, quiet
+from edgekit.capture import export_module
 from edgekit.errors import CaptureFailed, LoweringFailed
+from edgekit.graph import quiet
 from edgekit.program import Program
 from edgekit.recipe import FP16, Recipe
 

@@ -14,8 +14,8 @@ from typing import Any, Self, TextIO
 import torch
 
 from edgekit.artifact import Artifact
-from edgekit.capture import quiet
 from edgekit.errors import RuntimeFailed
+from edgekit.graph import quiet
 from edgekit.spec import Array, Arrays, TensorSpec, check_arrays
 
 with quiet():

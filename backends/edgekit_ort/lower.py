@@ -9,9 +9,9 @@ import torch
 from torch.onnx._internal.exporter import _dispatching, _fx_passes, _registration
 
 from edgekit.artifact import Artifact
-from edgekit.capture import node_source, op_name, quiet
 from edgekit.contract import Finding
 from edgekit.errors import LoweringFailed, UnsupportedModel
+from edgekit.graph import node_source, op_name, quiet
 from edgekit.host import installed_version
 from edgekit.program import Program
 from edgekit.recipe import FP16, Recipe

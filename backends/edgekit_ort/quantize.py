@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from edgekit.capture import quiet
 from edgekit.errors import LoweringFailed
+from edgekit.graph import quiet
 
 
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgekit.capture import load_weights, read_state
 from edgekit.errors import BadInput
 from edgekit.image import ImageInput
 from edgekit.model import Model
 from edgekit.spec import Arrays, Dim, TensorSpec
+from edgekit.weights import load_weights, read_state
 from edgekit_zoo import fashion_mnist
 from edgekit_zoo.partialnet import VARIANTS, PartialNet, PartialNetConfig
 from edgekit_zoo.partialnet_deploy import deploy

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import edgekit
-from edgekit.capture import capture, quiet, reference_from
+from edgekit.capture import capture, reference_from
 from edgekit.errors import RuntimeFailed, UnsupportedModel
+from edgekit.graph import quiet
 from edgekit.program import Program
 from edgekit.recipe import FP16, FP32
 from edgekit.source import resolve

@@ -73,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             classify(bundle, asked.artifact, asked.images)
             return 0
         result = evaluate(bundle, asked.artifact, asked.dataset)
-    except (edgekit.EdgekitError, fashion_mnist.DatasetError) as error:
+    except edgekit.EdgekitError as error:
         print(error, file=sys.stderr)
-        return 1
+        return error.exit_code
     text = f"{result['artifact']}: top-1 {result['top1']:.2%} on {result['images']} images"
     print(json.dumps(result) if asked.json else text)
     return 0

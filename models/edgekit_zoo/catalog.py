@@ -80,7 +80,10 @@ def _for_weights(config: PartialNetConfig, state: Mapping[str, Tensor]) -> Parti
 def _deploy(module: nn.Module, form: str, inputs: tuple[TensorSpec, ...]) -> nn.Module:
     height, width = inputs[0].sizes()[2:]
     kind = cast(Literal["concat", "two-stream"], form)
-    return deploy(cast(PartialNet, module), form=kind, size=(height, width))
+    try:
+        return deploy(cast(PartialNet, module), form=kind, size=(height, width))
+    except ValueError as cause:
+        raise BadInput(f"this model cannot be deployed for {inputs[0]}: {cause}.") from cause
 
 
 def _trained_nano(model: Model) -> Model:

@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.errors import DamagedFile
+
 FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts the files
 
 LABELS = (
@@ -40,7 +42,7 @@ _PREFIXES = {"train": "train", "test": "t10k"}
 _COUNTS = {"train": 60_000, "test": 10_000}
 
 
-class DatasetError(ValueError):
+class DatasetError(DamagedFile):
     """A data file is missing or not what it should be. The sentence names it and says what to do.
 
     ``path`` is the file.

@@ -108,3 +108,12 @@ def test_nano_names_more_than_91_percent_of_the_real_test_images() -> None:
     assert accuracy > 0.91
     (stated,) = re.findall(r"top-1 ([\d.]+) % on 10000", model.card)
     assert f"{100 * accuracy:.2f}" == stated
+
+
+def test_weights_that_diverged_are_a_sentence(tmp_path: Path) -> None:
+    model = load_model("partialnet-nano")
+    with torch.no_grad():
+        next(model.module.parameters()).fill_(float("nan"))
+    assert model.deploy is not None
+    with pytest.raises(BadInput, match=r"cannot be deployed for images=.*not finite"):
+        model.deploy(model.module, "concat", model.inputs)

@@ -55,14 +55,13 @@ def variants(name: str, threads: int, stack: ExitStack) -> Runs:
     runs: Runs = {f"{name} | eager torch | trained": eager(model)}
     for target in TARGETS:
         backend = edgekit.backend(target)
-        forms = {"trained": None, "deploy": getattr(backend, "form", None)}
-        for title, form in forms.items():
+        for form in (None, getattr(backend, "form", None)):
             chosen = model if form else replace(model, deploy=None)
             artifact = backend.lower(capture(chosen, reference, form=form), FP32)
             edgekit.verify(backend, artifact, reference).require()
             session = stack.enter_context(backend.open(artifact, threads=threads))
             sample = reference.samples[0]
-            label = f"{title} ({form})" if form else "trained, plainly"
+            label = "deploy" if form else "trained, plainly"
             runs[f"{name} | {target} | {label}"] = partial(session.run, sample)
     return runs
 

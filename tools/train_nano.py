@@ -167,8 +167,9 @@ def write(model: PartialNet, path: Path) -> None:
     """Write the state dict beside ``path`` and rename, so that no half file is ever there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
+    # One entry: the library writes several in any order, and equal runs would differ in bytes.
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, beside, metadata={"format": "pt", "model": "partialnet-nano"})
+    save_file(tensors, beside, metadata={"format": "pt"})
     beside.chmod(0o644)  # the library makes files that only their owner can read
     os.replace(beside, path)
 

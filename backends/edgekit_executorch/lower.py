@@ -22,7 +22,6 @@ with quiet():  # they log about hardware that is not here
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
     from executorch.exir.backend.partitioner import PartitionResult
-    from executorch.exir.operator.convert import to_out_variant
     from executorch.runtime import Runtime
 
 MAIN = "model.pte"
@@ -109,19 +108,19 @@ def _edge(program: Program, recipe: Recipe, recorder: _Recorder) -> Any:
 def _finding(node: torch.fx.Node, kernels: set[str]) -> Finding:
     source, module = node_source(node)
     name = op_name(node)
-    if _kernel(node) not in kernels:
+    if (kernel := _kernel(node)) and kernel not in kernels:
         remedy = "the runtime has no kernel for it; write it with simpler ops, or leave it to "
         return Finding(name, "refused", source, module, remedy + "the code that runs the model")
     short = name.split(".")[1] if "." in name else name
     return Finding(name, "outside", source, module, REMEDIES.get(short, _ELSE))
 
 
-def _kernel(node: torch.fx.Node) -> str:
-    """The name under which the runtime registers a node's kernel, or ""."""
+def _kernel(node: torch.fx.Node) -> str | None:
+    """The name under which the runtime registers a node's kernel; None where it is not known."""
     try:
-        return str(to_out_variant(operator_of(node))[0].name())
-    except Exception:  # no out variant exists, so no kernel can
-        return ""
+        return str(node.target.to_out_variant().name())  # type: ignore[union-attr]
+    except (AttributeError, RuntimeError):
+        return None  # then the converter decides, and fails closed
 
 
 def _with_strides(exported: ExportedProgram) -> ExportedProgram:

@@ -162,3 +162,14 @@ def test_an_error_of_the_runtime_says_its_reason_and_nothing_leaks(
     with pytest.raises(RuntimeFailed, match=r"could not load the program: .*0x.*; .*too small"):
         backend.open(cut).__enter__()
     assert capfd.readouterr().err == ""
+
+
+def test_an_op_whose_kernel_has_no_plain_name_is_left_to_the_converter() -> None:
+    class Squares(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.arange(4) ** 2
+
+    captured = program(Squares(), "x=1x4")
+    backend = edgekit.backend("executorch")
+    assert all(finding.effect == "outside" for finding in backend.check(captured, FP32))
+    edgekit.verify(backend, backend.lower(captured, FP32), captured.reference).require()

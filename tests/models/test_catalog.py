@@ -117,3 +117,14 @@ def test_weights_that_diverged_are_a_sentence(tmp_path: Path) -> None:
     assert model.deploy is not None
     with pytest.raises(BadInput, match=r"cannot be deployed for images=.*not finite"):
         model.deploy(model.module, "concat", model.inputs)
+
+
+def test_fasternet_takes_the_form_with_fewer_convolutions_unless_its_batch_is_named() -> None:
+    for text, same in (("images=1x3x64x64", True), ("images=n:1..4x3x64x64", False)):
+        model = load_model("fasternet-t0", inputs=(parse_spec(text),))
+        assert model.deploy is not None
+        concat, streams = (
+            model.deploy(model.module.eval(), form, model.inputs)
+            for form in ("concat", "two-stream")
+        )
+        assert (concat.state_dict().keys() == streams.state_dict().keys()) is same

@@ -194,6 +194,19 @@ def test_the_dtype_is_kept(dtype: torch.dtype) -> None:
     assert not any(parameter.requires_grad for parameter in net.parameters())
 
 
+def test_folding_is_rounded_once_whatever_the_dtype() -> None:
+    model = trained(NANO).float()
+    exact = deploy(copy.deepcopy(model).double(), form="concat", size=(32, 32)).float()
+    found = deploy(model, form="concat", size=(32, 32)).state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in exact.state_dict().items())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_tensor_keeps_a_larger_one_alive(form: Form) -> None:
+    for value in deploy(trained(NANO), form=form, size=(32, 32)).state_dict().values():
+        assert value.untyped_storage().nbytes() == value.numel() * value.element_size()
+
+
 def test_float32_stays_close_to_the_trained_form() -> None:
     model, x = trained(NANO).float(), images(NANO, 4, (32, 32)).float()
     for form in FORMS:

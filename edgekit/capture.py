@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import numpy as np
 import sympy
@@ -131,7 +132,8 @@ def _run_eager(model: Model, sample: Arrays) -> dict[str, Array]:
     call = _bind(model.module, [spec.name for spec in model.inputs])
     tensors = [torch.from_numpy(np.array(sample[spec.name])) for spec in model.inputs]
     try:
-        result = call(*tensors)
+        with redirect_stdout(sys.stderr):  # stdout is for results, forward may print
+            result = call(*tensors)
     except Exception as cause:  # the user's code may raise anything
         line = source_line(cause)
         raise BadModel(

@@ -136,7 +136,9 @@ def _doctor(asked: Arguments) -> int:
         [entry.to_json() for entry in checks],
         table(("what", "installed", "tried with", "repair"), rows),
     )
-    return 3 if any(entry.repair for entry in checks) else 0
+    # What is missing may not be wanted here; a version that was not tried is trouble.
+    conflict = any(entry.repair and entry.installed for entry in checks)
+    return 3 if conflict or not any(target.state == "ready" for target in doctor.targets()) else 0
 
 
 def _check(asked: Arguments) -> int:

@@ -17,7 +17,7 @@ from edgekit.manifest import ArtifactEntry, Manifest
 from edgekit.model import Model
 from edgekit.program import Program, Reference
 from edgekit.recipe import FP32, Recipe, recipe_from_precision
-from edgekit.registry import backend, backend_names, recipes_of, supported_recipe
+from edgekit.registry import backend, backend_names, supported_recipe
 from edgekit.source import Inputs, resolve
 from edgekit.verify import Proof, verify
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 Report = Callable[[str], None]
-ModelLike = "str | nn.Module | Model"
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "executorch", "numpy")
 
 
@@ -189,13 +188,3 @@ def _manifest(
         versions={tool: version for tool, version in versions.items() if version},
         overrides=tuple(overrides),
     )
-
-
-def default_precisions() -> dict[str, list[str]]:
-    """The precisions of every installed target, best first."""
-    from edgekit.registry import find_backend
-
-    return {
-        name: [recipe.precision for recipe in recipes_of(find_backend(name))]
-        for name in backend_names()
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -41,9 +42,11 @@ def resolve(
         found = _with_inputs(model, inputs)
     else:
         found = _from_module(model, inputs, origin=f"the model passed ({type(model).__name__})")
-    if weights is not None and not _is_zoo(model):
-        from edgekit.weights import load_weights
+    from edgekit.capture import check_module
+    from edgekit.weights import load_weights
 
+    check_module(found.module, found.name)
+    if weights is not None and not _is_zoo(model):
         load_weights(found.module, weights)
     if samples is not None:
         read = read_samples(samples, found.inputs, found.image)
@@ -122,10 +125,11 @@ def _call(function: Callable[[], object], what: str) -> object:
     from edgekit.graph import source_line
 
     try:
-        return function()
+        with redirect_stdout(sys.stderr):  # stdout is for results
+            return function()
     except EdgekitError:
         raise
-    except Exception as cause:  # the user's code may raise anything
+    except (Exception, SystemExit) as cause:  # the user's code may raise anything
         line = source_line(cause)
         raise BadModel(
             f"{what} raised {type(cause).__name__}{line and ' at ' + line}: {cause}"

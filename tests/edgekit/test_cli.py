@@ -323,6 +323,21 @@ def test_a_bundle_for_a_target_that_is_not_here_names_the_target(
     assert "unknown target 'replay'" in said
 
 
+def test_doctor_fails_for_a_conflict_and_not_for_what_is_absent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgekit.doctor import Check
+
+    absent = Check("pillow", "images", None, ">=11", "pip install pillow")
+    monkeypatch.setattr("edgekit.cli.doctor.examine", lambda: [absent])
+    assert run(capsys, "doctor")[0] == 0
+    wrong = Check("torch", "export", "2.9", "==2.13.0", "pip install torch==2.13.0")
+    monkeypatch.setattr("edgekit.cli.doctor.examine", lambda: [absent, wrong])
+    code, out, _ = run(capsys, "doctor")
+    assert code == 3
+    assert "pip install torch==2.13.0" in out
+
+
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, _, err = run(capsys, "verify", tmp_path, "--debug")
     assert code == 4

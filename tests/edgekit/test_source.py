@@ -233,3 +233,27 @@ def test_an_input_given_twice_is_a_sentence() -> None:
 def test_a_model_value_is_taken_as_it_is() -> None:
     spec = TensorSpec("input", (1, 3), "float32")
     assert resolve(edgekit.Model(nn.Linear(3, 1), (spec,), name="mine")).name == "mine"
+
+
+def test_a_model_value_without_a_module_is_a_sentence() -> None:
+    spec = TensorSpec("input", (1, 3), "float32")
+    with pytest.raises(BadModel, match=r"mine returned None; return a torch\.nn\.Module"):
+        resolve(edgekit.Model(None, (spec,), name="mine"))  # type: ignore[arg-type]
+
+
+def test_a_factory_that_exits_or_prints_neither_ends_the_command_nor_fills_stdout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "loud.py"
+    path.write_text(
+        "import sys\nfrom torch import nn\n"
+        "print('hello')\n"
+        "def leave():\n    sys.exit('bye')\n"
+        "def make():\n    print('building')\n    return nn.Linear(3, 2)\n"
+    )
+    with pytest.raises(BadModel, match=r"raised SystemExit at .*loud\.py:5.*bye"):
+        resolve(f"{path}:leave")
+    resolve(f"{path}:make", ["input=1x3"])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "building" in err

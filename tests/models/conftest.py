@@ -102,6 +102,12 @@ def golden_net(activation: Literal["gelu", "relu"], gate: bool) -> PartialNet:
     return model
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    # The tensors are tiny: a second thread only waits, and on a busy machine it waits long.
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(name="count_macs")
 def _count_macs() -> Callable[[nn.Module, tuple[Tensor, ...]], int]:
     return count_macs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,8 +12,8 @@ import numpy as np
 
 from edgekit.artifact import Artifact
 from edgekit.errors import DamagedFile, StorageError, UnknownName, UsageError
-from edgekit.files import PARTIAL, sha256, staged_folder, storage_errors
-from edgekit.manifest import NAME, Manifest, read_manifest
+from edgekit.files import PARTIAL, sha256, staged_folder, storage_errors, write_whole
+from edgekit.manifest import NAME, Manifest, digest_of, read_manifest
 from edgekit.program import Reference
 from edgekit.registry import can_run
 from edgekit.samples import read_npz
@@ -63,13 +62,27 @@ class Bundle:
         return Proof.from_json(self._json(name, PROOF))
 
     def measurement(self, name: str) -> dict[str, object] | None:
-        """What ``edgekit profile`` last wrote for the artifact, or None."""
-        if f"{name}/{PERFORMANCE}" not in self.manifest.files:
+        """What ``edgekit profile`` last wrote for the artifact, or None. Raises ``DamagedFile``."""
+        path = self.folder / name / PERFORMANCE
+        if not os.path.lexists(path):
             return None
+        if path.is_symlink() or not path.is_file():
+            raise DamagedFile(f"{path} is no plain file; a bundle holds nothing else.")
         value = self._json(name, PERFORMANCE)
-        if not isinstance(value, dict):
-            raise DamagedFile(f"{self.folder / name / PERFORMANCE} holds no measurement.")
+        if not isinstance(value, dict) or value.pop("digest", None) != digest_of(value):
+            raise DamagedFile(
+                f"{path} was altered or cut short; delete it and run edgekit profile again."
+            )
         return value
+
+    def write_measurement(self, name: str, value: Mapping[str, object]) -> None:
+        """Keep ``value`` as the artifact's measurement, in place of the last one.
+
+        It carries its own digest and the manifest does not list it: a device that measures
+        leaves what was exported as it was. Raises ``StorageError``.
+        """
+        text = _dump({**value, "digest": digest_of(value)})
+        write_whole(self.folder / name / PERFORMANCE, text.encode())
 
     def _json(self, name: str, file: str) -> object:
         path = self.folder / name / file
@@ -90,27 +103,6 @@ class Bundle:
                 raise DamagedFile(f"{self.folder / name} does not hold {', '.join(wanted)}.")
         return Reference(tuple(samples), tuple(expected), self.manifest.samples_source)
 
-    def with_json(self, name: str, value: object) -> Bundle:
-        """The bundle after writing ``value`` to the file ``name``; all of it or nothing."""
-        folder = self.folder.resolve()  # a link, or ".", cannot be exchanged
-        if folder in (here := Path.cwd(), *here.parents):
-            raise UsageError(
-                f"{folder} is the folder you are in, and writing to a bundle replaces its folder; "
-                f"go to its parent and name it from there: cd {folder.parent}"
-            )
-        with staged_folder(folder, replace=True) as temporary:
-            for path in folder.rglob("*"):  # with what else the user keeps there
-                if path.is_file():
-                    _link(path, temporary / path.relative_to(folder))
-            # Unlinked first: they are links into the old folder.
-            path = temporary / name
-            path.unlink(missing_ok=True)
-            _write(path, _dump(value).encode())
-            manifest = self.manifest.with_files({**self.manifest.files, name: sha256(path)})
-            (temporary / NAME).unlink(missing_ok=True)
-            _write(temporary / NAME, manifest.to_text().encode())
-        return Bundle(self.folder, manifest)
-
 
 def _named(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
     return {
@@ -118,14 +110,6 @@ def _named(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
         for name, array in arrays.items()
         if name.startswith(prefix)
     }
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # not every file system has links
-        shutil.copy2(source, target)
 
 
 def _dump(value: object) -> str:
@@ -150,7 +134,10 @@ def open_bundle(folder: str | Path) -> Bundle:
     manifest = read_manifest(folder)
     for name, digest in manifest.files.items():
         _check_file(folder, name, digest)
-    return Bundle(folder, manifest)
+    bundle = Bundle(folder, manifest)
+    for name in bundle.artifacts:
+        bundle.measurement(name)
+    return bundle
 
 
 def _check_file(folder: Path, name: str, digest: str) -> None:

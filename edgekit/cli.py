@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import signal
 import sys
@@ -19,7 +20,7 @@ from edgekit.bundle import Bundle, open_bundle
 from edgekit.classes import top_labels
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.export import check, export
-from edgekit.files import storage_errors
+from edgekit.files import write_whole
 from edgekit.profile import profile
 from edgekit.registry import backend, can_run, zoo_models
 from edgekit.render import (
@@ -229,7 +230,6 @@ def _profile(asked: Arguments) -> int:
                 bundle, name, threads=asked.threads, runs=asked.runs, noisy_ok=asked.noisy_ok
             )
         measurements.append(measured)
-        bundle = open_bundle(asked.bundle)  # its manifest now lists the new file
     texts = [measurement_table(measurements)]
     texts += [f"{m.artifact}, by node:\n{op_table(m.ops)}" for m in measurements if m.ops]
     _print(asked, [m.to_json() for m in measurements], "\n\n".join(texts))
@@ -270,14 +270,9 @@ def _summary(answer: dict[str, Array]) -> str:
 
 
 def _save(path: Path, answer: dict[str, Array]) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    with storage_errors(path):
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, **answer)  # type: ignore[arg-type]  # its stub takes the flag first
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.savez(content, **answer)  # type: ignore[arg-type]  # its stub takes the flag first
+    write_whole(path, content.getvalue())
 
 
 def _report(asked: Arguments) -> int:

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all.
+"""Folders and files that appear whole or not at all.
 
 A folder is written beside its final place and renamed. The temporary name ends in
 ``.partial`` and carries the process id, so that what a killed process left is known for
@@ -43,6 +43,20 @@ def staged_folder(final: Path, *, replace: bool) -> Iterator[Path]:
             _move(temporary, final, replace=replace)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write ``path`` beside its place and rename: the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    with storage_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _move(temporary: Path, final: Path, *, replace: bool) -> None:

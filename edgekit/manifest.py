@@ -91,10 +91,10 @@ class Manifest:
             "overrides": list(self.overrides),
             "files": dict(self.files),
         }
-        return json.dumps({**body, "digest": _digest(body)}, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps({**body, "digest": digest_of(body)}, indent=1, ensure_ascii=False) + "\n"
 
 
-def _digest(body: object) -> str:
+def digest_of(body: object) -> str:
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -105,7 +105,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         body = json.loads(path.read_bytes())
         digest = body.pop("digest", None) if isinstance(body, dict) else None
-        found = _digest(body)
+        found = digest_of(body)
     except FileNotFoundError as cause:
         raise DamagedFile(
             f"{folder} is no edgekit bundle: it has no {NAME}. Make one with edgekit export."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import host
-from edgekit.bundle import PERFORMANCE, Bundle
+from edgekit.bundle import Bundle
 from edgekit.errors import NoisyMachine, RuntimeFailed
 
 # Another process on this many cores, or a tail this long, and the median is not the model's.
@@ -106,7 +106,7 @@ def profile(
             "and try again, or accept it with --noisy-ok."
         )
     if save:
-        bundle.with_json(f"{artifact.name}/{PERFORMANCE}", measurement.to_json())
+        bundle.write_measurement(artifact.name, measurement.to_json())
     return measurement
 
 

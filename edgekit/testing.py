@@ -123,7 +123,9 @@ def example_reference(count: int = 3) -> Reference:
     return Reference(tuple(samples), tuple(expected), "random, seed 0")
 
 
-def example_bundle(folder: Path, *, labels: Sequence[str] = ("a", "b", "c", "d")) -> Bundle:
+def example_bundle(
+    folder: Path, *, labels: Sequence[str] = ("a", "b", "c", "d"), overwrite: bool = False
+) -> Bundle:
     """A small whole bundle of a ``replay`` artifact, written to ``folder``."""
     reference = example_reference()
     inputs = (TensorSpec("x", (1, 4), "float32"),)
@@ -145,5 +147,11 @@ def example_bundle(folder: Path, *, labels: Sequence[str] = ("a", "b", "c", "d")
     )
     proof = prove(artifact, ["scores"], reference, reference.expected)
     return write_bundle(
-        folder, manifest, artifacts=[artifact], proofs=[proof], reference=reference, readme="x\n"
+        folder,
+        manifest,
+        artifacts=[artifact],
+        proofs=[proof],
+        reference=reference,
+        readme="x\n",
+        overwrite=overwrite,
     )

@@ -18,7 +18,7 @@ import pytest
 from edgekit.bundle import Bundle, check_destination, open_bundle, write_bundle
 from edgekit.errors import DamagedFile, NewerSchema, StorageError, UnknownName, UsageError
 from edgekit.files import sha256
-from edgekit.manifest import NAME, _digest
+from edgekit.manifest import NAME, digest_of
 from edgekit.testing import example_bundle, example_reference
 
 REPLAY = "replay-fp32"
@@ -46,7 +46,7 @@ def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     body = json.loads((folder / NAME).read_bytes())
     del body["digest"]
     change(body)
-    (folder / NAME).write_text(json.dumps({**body, "digest": _digest(body)}))
+    (folder / NAME).write_text(json.dumps({**body, "digest": digest_of(body)}))
 
 
 def flip(path: Path) -> None:
@@ -201,18 +201,22 @@ def test_an_artifact_that_is_not_there_is_answered_with_those_that_are(bundle: B
 def test_the_proof_comes_back_and_a_measurement_only_after_one(bundle: Bundle) -> None:
     assert bundle.proof(REPLAY).passed
     assert bundle.measurement(REPLAY) is None
-    changed = bundle.with_json(f"{REPLAY}/perf.json", {"p50_ms": 1.5})
-    assert changed.measurement(REPLAY) == {"p50_ms": 1.5}
-    assert open_bundle(bundle.folder) == changed
-    again = changed.with_json(f"{REPLAY}/perf.json", {"p50_ms": 2.5})
-    assert open_bundle(bundle.folder).measurement(REPLAY) == {"p50_ms": 2.5}
-    assert again.folder == bundle.folder
+    for p50 in (1.5, 2.5):
+        bundle.write_measurement(REPLAY, {"p50_ms": p50})
+        assert open_bundle(bundle.folder).measurement(REPLAY) == {"p50_ms": p50}
 
 
-def test_a_measurement_that_is_no_object_is_damage(bundle: Bundle) -> None:
-    changed = bundle.with_json(f"{REPLAY}/perf.json", [1.5])
-    with pytest.raises(DamagedFile, match=r"perf\.json holds no measurement"):
-        changed.measurement(REPLAY)
+@pytest.mark.parametrize("content", ["[1.5]", '{"p50_ms": 1.5}', '{"p50_ms": 1.5, "digest": "a"}'])
+def test_a_measurement_that_was_altered_is_damage(bundle: Bundle, content: str) -> None:
+    (bundle.folder / REPLAY / "perf.json").write_text(content)
+    with pytest.raises(DamagedFile, match=r"perf\.json was altered.*run edgekit profile again"):
+        open_bundle(bundle.folder)
+
+
+def test_a_measurement_is_a_plain_file(bundle: Bundle) -> None:
+    (bundle.folder / REPLAY / "perf.json").symlink_to("/etc/hostname")
+    with pytest.raises(DamagedFile, match=r"perf\.json is no plain file"):
+        open_bundle(bundle.folder)
 
 
 def test_a_proof_that_is_no_json_is_damage(bundle: Bundle) -> None:
@@ -221,13 +225,11 @@ def test_a_proof_that_is_no_json_is_damage(bundle: Bundle) -> None:
         bundle.proof(REPLAY)
 
 
-def test_writing_one_file_leaves_the_bytes_of_all_others(bundle: Bundle) -> None:
-    (bundle.folder / "notes").mkdir()
-    (bundle.folder / "notes" / "mine.txt").write_text("the user's own")
+def test_a_measurement_leaves_every_other_file_as_it_was(bundle: Bundle) -> None:
+    (bundle.folder / "mine.txt").write_text("the user's own")
     before = {name: sha256(bundle.folder / name) for name in listing(bundle.folder)}
-    bundle.with_json(f"{REPLAY}/perf.json", {})
+    bundle.write_measurement(REPLAY, {})
     after = {name: sha256(bundle.folder / name) for name in listing(bundle.folder)}
-    assert before.pop(NAME) != after.pop(NAME)
     del after[f"{REPLAY}/perf.json"]
     assert before == after
 
@@ -235,18 +237,16 @@ def test_writing_one_file_leaves_the_bytes_of_all_others(bundle: Bundle) -> None
 def test_a_second_measurement_that_cannot_be_written_leaves_the_first(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = bundle.with_json(f"{REPLAY}/perf.json", {"p50_ms": 1.5})
-    write = Path.write_bytes
+    bundle.write_measurement(REPLAY, {"p50_ms": 1.5})
 
-    def full(path: Path, content: bytes) -> int:
-        if path.name == NAME:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return write(path, content)
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="the disk is full"):
-        measured.with_json(f"{REPLAY}/perf.json", {"p50_ms": 2.5})
+        bundle.write_measurement(REPLAY, {"p50_ms": 2.5})
     assert open_bundle(bundle.folder).measurement(REPLAY) == {"p50_ms": 1.5}
+    assert [name for name in listing(bundle.folder) if "partial" in name] == []
 
 
 def test_what_a_stopped_export_left_is_no_bundle(bundle: Bundle) -> None:
@@ -255,37 +255,16 @@ def test_what_a_stopped_export_left_is_no_bundle(bundle: Bundle) -> None:
         open_bundle(debris)
 
 
-def test_writing_through_a_link_changes_the_bundle_and_keeps_the_link(
-    bundle: Bundle, tmp_path: Path
+def test_a_bundle_can_be_measured_from_inside_and_through_a_link(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = tmp_path / "link"
     link.symlink_to(bundle.folder)
-    open_bundle(link).with_json(f"{REPLAY}/perf.json", {})
-    assert link.is_symlink()
-    assert open_bundle(bundle.folder).measurement(REPLAY) == {}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "link"]
-
-
-def test_the_folder_one_stands_in_is_not_replaced(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(bundle.folder / "samples")
-    with pytest.raises(
-        UsageError, match=r"is the folder you are in, .*; go to its parent .*: cd /"
-    ):
-        open_bundle("..").with_json(f"{REPLAY}/perf.json", {})
-    assert open_bundle("..").measurement(REPLAY) is None
-
-
-def test_a_bundle_is_written_the_same_where_links_cannot_be_made(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(source: Path, target: Path) -> None:
-        raise OSError("no links here")
-
-    monkeypatch.setattr(os, "link", refuse)
-    bundle.with_json(f"{REPLAY}/perf.json", {})
-    assert open_bundle(bundle.folder).measurement(REPLAY) == {}
+    open_bundle(link).write_measurement(REPLAY, {"p50_ms": 1.5})
+    monkeypatch.chdir(bundle.folder)
+    assert open_bundle(".").measurement(REPLAY) == {"p50_ms": 1.5}
+    open_bundle(".").write_measurement(REPLAY, {"p50_ms": 2.5})
+    assert open_bundle(link).measurement(REPLAY) == {"p50_ms": 2.5}
 
 
 def test_a_name_of_any_script_is_written_under_any_locale(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from edgekit.errors import DamagedFile, EdgekitError, NewerSchema
 from edgekit.image import ImageInput
-from edgekit.manifest import NAME, ArtifactEntry, Manifest, _digest, read_manifest
+from edgekit.manifest import NAME, ArtifactEntry, Manifest, digest_of, read_manifest
 from edgekit.recipe import FP16, FP32
 from edgekit.spec import Dim, TensorSpec
 
@@ -68,7 +68,7 @@ def read(folder: Path, content: bytes) -> Manifest:
 
 def read_forged(folder: Path, body: object) -> Manifest:
     """What an attacker can do: any body, with the digest made to fit."""
-    text = json.dumps({**body, "digest": _digest(body)}) if isinstance(body, dict) else "0"
+    text = json.dumps({**body, "digest": digest_of(body)}) if isinstance(body, dict) else "0"
     return read(folder, text.encode())
 
 

@@ -31,6 +31,7 @@ from edgekit.render import (
     op_table,
     table,
 )
+from edgekit.report import html_report
 from edgekit.samples import read_sample
 from edgekit.spec import Array
 from edgekit.verify import Proof, verify
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     ran.add_argument("-o", "--output", type=Path, help="write the outputs of one INPUT as .npz")
     reported = verb("report", _report, "proofs and measurements of bundles")
     reported.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    reported.add_argument("-o", "--output", type=Path, metavar="FILE", help="write an HTML page")
     return parser
 
 
@@ -285,6 +287,8 @@ def _report(asked: Arguments) -> int:
         f"{bundle.manifest.model} ({path})\n{bundle_table(bundle)}"
         for path, bundle in zip(asked.bundles, bundles, strict=True)
     ]
+    if asked.output:
+        write_whole(asked.output, html_report(bundles).encode())
     _print(asked, values, "\n\n".join(texts))
     return 0
 

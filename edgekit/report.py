@@ -1,0 +1,83 @@
+"""Bundles as one HTML page that needs nothing else: proofs, sizes, and the latencies drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from edgekit.bundle import Bundle
+from edgekit.render import size_text
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;text-align:left;"
+    "border-bottom:1px solid #ddd}td.n{text-align:right;font-variant-numeric:tabular-nums}"
+    ".no{color:#b00;font-weight:600}svg{display:block}small{color:#666}"
+)
+_WIDTH, _HEIGHT, _BINS = 360, 60, 60
+
+
+def html_report(bundles: Sequence[Bundle]) -> str:
+    """The whole page. Everything that comes from a bundle is escaped."""
+    body = "\n".join(_section(bundle) for bundle in bundles)
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    return (
+        f"<!doctype html><html lang=en><head>{head}<title>edgekit report</title>"
+        f"<style>{_STYLE}</style></head><body><h1>edgekit report</h1>\n{body}\n</body></html>\n"
+    )
+
+
+def _section(bundle: Bundle) -> str:
+    manifest = bundle.manifest
+    columns = ("target", "precision", "proof", "max abs", "max rel", "size", "p50", "latency")
+    header = "".join(f"<th>{name}</th>" for name in columns)
+    rows = "\n".join(_row(bundle, name) for name in bundle.artifacts)
+    overrides = "".join(f"<p class=no>{escape(text)}</p>" for text in manifest.overrides)
+    return (
+        f"<h2>{escape(manifest.model)}</h2>\n<p>{escape(str(bundle.folder))}, from "
+        f"{escape(manifest.source)}; {len(manifest.samples)} samples: "
+        f"{escape(manifest.samples_source)}</p>\n{overrides}"
+        f"<table><tr>{header}</tr>\n{rows}</table>"
+    )
+
+
+def _row(bundle: Bundle, name: str) -> str:
+    artifact, proof = bundle.artifact(name), bundle.proof(name)
+    measured = bundle.measurement(name)
+    level = escape(proof.level) if proof.passed else "<span class=no>not proven</span>"
+    numbers = (
+        f"{proof.max_abs_error:.1e}",
+        f"{proof.max_rel_error:.1e}",
+        size_text(artifact.size),
+        f"{measured['p50_ms']:.3f} ms" if measured else "not measured",
+    )
+    cells = "".join(f"<td class=n>{number}</td>" for number in numbers)
+    return (
+        f"<tr><td>{escape(artifact.target)}</td><td>{artifact.recipe.precision}</td>"
+        f"<td>{level}</td>{cells}<td>{_histogram(measured) if measured else ''}</td></tr>"
+    )
+
+
+def _histogram(measured: dict[str, Any]) -> str:
+    """Raw times as bars up to the 99th percentile; what is slower is counted in words."""
+    times, last = measured["times_ms"], measured["p99_ms"]
+    first = min(times)
+    step = (last - first) / _BINS or 1.0
+    counts = [0] * (_BINS + 1)
+    for time in times:
+        if time <= last:
+            counts[int((time - first) / step)] += 1
+    wide, high = _WIDTH / len(counts), max(counts)
+    bars = "".join(
+        f'<rect x="{index * wide:.1f}" y="{_HEIGHT * (1 - count / high):.1f}" '
+        f'width="{wide - 0.5:.1f}" height="{_HEIGHT * count / high:.1f}" fill="#369"/>'
+        for index, count in enumerate(counts)
+        if count
+    )
+    noise = f"; {escape(str(measured['noise']))}" if measured["noise"] else ""
+    return (
+        f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="histogram">{bars}</svg>'
+        f"<small>{first:.3f} to {last:.3f} ms (p99), {len(times)} runs, "
+        f"{measured['threads']} threads{noise}</small>"
+    )

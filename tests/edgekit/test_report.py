@@ -1,0 +1,80 @@
+"""The page shows proofs and latencies, and trusts nothing that a bundle says."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from edgekit.cli import main
+from edgekit.report import html_report
+from edgekit.testing import example_bundle
+
+MEASURED = {
+    "p50_ms": 1.1,
+    "p99_ms": 2.0,
+    "noise": "",
+    "threads": 2,
+    "times_ms": [1.0, 1.1, 1.1, 2.0, 9.0],
+}
+
+
+class Tags(HTMLParser):
+    """Collects what is opened and what is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.opened.append(tag)
+
+
+def tags(page: str) -> list[str]:
+    parser = Tags()
+    parser.feed(page)
+    return parser.opened
+
+
+def test_a_bundle_is_a_table_with_its_proof(tmp_path: Path) -> None:
+    page = html_report([example_bundle(tmp_path / "b")])
+    assert "<td>replay</td><td>fp32</td><td>executed</td>" in page
+    assert "not measured" in page
+    assert "svg" not in tags(page)
+
+
+def test_measured_times_are_drawn_up_to_the_99th_percentile(tmp_path: Path) -> None:
+    bundle = example_bundle(tmp_path / "b")
+    bundle.write_measurement("replay-fp32", MEASURED)
+    page = html_report([bundle])
+    assert tags(page).count("rect") == 3
+    heights = [float(text) for text in re.findall(r'height="([\d.]+)" fill', page)]
+    assert heights == [30.0, 60.0, 30.0]
+    assert "1.000 to 2.000 ms (p99), 5 runs, 2 threads" in page
+
+
+def test_equal_times_are_one_bar(tmp_path: Path) -> None:
+    bundle = example_bundle(tmp_path / "b")
+    same = {**MEASURED, "times_ms": [1.0, 1.0], "p99_ms": 1.0}
+    bundle.write_measurement("replay-fp32", same)
+    assert tags(html_report([bundle])).count("rect") == 1
+
+
+def test_a_hostile_bundle_puts_no_tag_on_the_page(tmp_path: Path) -> None:
+    bundle = example_bundle(tmp_path / "<script>b")
+    bundle.write_measurement("replay-fp32", {**MEASURED, "noise": "<script>alert(1)</script>"})
+    assert "script" not in tags(html_report([bundle]))
+
+
+def test_the_command_writes_the_page_and_still_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example_bundle(tmp_path / "b")
+    page = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "b"), "-o", str(page)]) == 0
+    assert page.read_text().startswith("<!doctype html>")
+    assert "replay" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "b"), "-o", str(tmp_path / "no/where.html")]) == 3
+    assert "where.html cannot be written" in capsys.readouterr().err

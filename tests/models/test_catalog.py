@@ -128,3 +128,20 @@ def test_fasternet_takes_the_form_with_fewer_convolutions_unless_its_batch_is_na
             for form in ("concat", "two-stream")
         )
         assert (concat.state_dict().keys() == streams.state_dict().keys()) is same
+
+
+def test_an_activation_replaced_by_its_approximation_does_not_pass_as_float32() -> None:
+    from edgekit.artifact import Artifact
+    from edgekit.capture import reference_from
+    from edgekit.recipe import FP32
+    from edgekit.verify import prove
+
+    model = load_model("partialnet-nano")
+    exact = reference_from(model)
+    for part in model.module.modules():
+        if isinstance(part, nn.GELU):
+            part.approximate = "tanh"
+    approximate = reference_from(model)
+    artifact = Artifact("some", FP32, "model", {}, model.inputs, ())
+    proof = prove(artifact, ["logits"], exact, approximate.expected)
+    assert any("SQNR in dB is 61" in failure for failure in proof.failures)

@@ -352,6 +352,11 @@ def _dim_from_size(size: int | torch.SymInt, symbols: Mapping[object, Dim]) -> i
     if isinstance(size, int):
         return size
     low = high = named = size.node.expr
+    if named.free_symbols - symbols.keys():
+        raise CaptureFailed(
+            "an output's size depends on the values of a tensor (nonzero, unique or a boolean "
+            "mask does that); return a mask or a fixed number of results instead."
+        )
     for symbol, dim in symbols.items():
         # The sizes that models make of a dim (batch, 2 * batch, length // 2) grow with it.
         low, high = low.subs(symbol, dim.minimum), high.subs(symbol, dim.maximum)

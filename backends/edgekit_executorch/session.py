@@ -39,6 +39,15 @@ def _translated(doing: str) -> Iterator[None]:
 
 
 @contextmanager
+def _coded(doing: str) -> Iterator[None]:
+    """As ``_translated``, with the runtime's code alone."""
+    try:
+        yield
+    except RuntimeError as cause:
+        raise RuntimeFailed(f"executorch could not {doing}: {cause}") from cause
+
+
+@contextmanager
 def _stderr_to(log: TextIO) -> Iterator[None]:
     """Both ways of the native code to stderr: through Python's object, and to the descriptor."""
     sys.stderr.flush()
@@ -60,6 +69,7 @@ class ExecutorchSession:
         self._artifact, self._threads = artifact, threads
         self._program: Any = None
         self._method: Any = None
+        self._ran = False
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -96,11 +106,11 @@ class ExecutorchSession:
         checked = check_arrays(self.inputs, arrays)
         # check_arrays made them contiguous: other layouts are read as if they were, silently.
         tensors = [torch.from_numpy(array) for array in checked.values()]
-        try:
+        # What cannot run says why on stderr, most often the first time; to listen for that
+        # costs too much to do it in every run.
+        with _coded("run the program") if self._ran else _translated("run the program"):
             results = self._method.execute(tensors)
-        except RuntimeError:
-            with _translated("run the program"):  # again, to hear the reason
-                results = self._method.execute(tensors)
+        self._ran = True
         return {
             spec.name: result.numpy() for spec, result in zip(self.outputs, results, strict=True)
         }

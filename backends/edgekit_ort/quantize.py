@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 from edgekit.errors import LoweringFailed
 from edgekit.graph import quiet
@@ -18,6 +19,8 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         with quiet():
             converted: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
+            # It appends its casts; this runtime sorts them itself, other readers refuse.
+            OnnxModel(converted).topological_sort()
         return converted
     except Exception as cause:  # the tool raises whatever it trips over
         raise LoweringFailed(

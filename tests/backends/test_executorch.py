@@ -173,3 +173,19 @@ def test_an_op_whose_kernel_has_no_plain_name_is_left_to_the_converter() -> None
     backend = edgekit.backend("executorch")
     assert all(finding.effect == "outside" for finding in backend.check(captured, FP32))
     edgekit.verify(backend, backend.lower(captured, FP32), captured.reference).require()
+
+
+def test_a_run_that_fails_is_a_sentence_the_first_time_and_later() -> None:
+    class Volumes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv3d(x, torch.ones(1, 1, 1, 2, 2))
+
+    captured = program(Volumes(), "x=1x1x1x4x4")
+    backend = edgekit.backend("executorch")
+    sample = captured.reference.samples[0]
+    with backend.open(backend.lower(captured, FP32)) as session:
+        with pytest.raises(RuntimeFailed, match=r"could not run the program: .*0x12; "):
+            session.run(sample)
+        session._ran = True  # type: ignore[attr-defined]
+        with pytest.raises(RuntimeFailed, match=r"could not run the program: .*0x12"):
+            session.run(sample)

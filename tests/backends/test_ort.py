@@ -101,3 +101,10 @@ def test_times_of_ops_are_sorted_and_belong_to_the_graph() -> None:
         times = session.op_timings({"input": np.zeros((1, 1, 16, 16), np.float32)}, 5)  # type: ignore[attr-defined]
     assert {time.op for time in times} >= {"Conv", "Softmax"}
     assert [t.microseconds for t in times] == sorted((t.microseconds for t in times), reverse=True)
+
+
+@pytest.mark.parametrize("recipe", [FP32, FP16])
+def test_the_file_passes_the_full_check_of_onnx(recipe: edgekit.Recipe) -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    model = model_of(program(layer, "src=batch:1..4xlength:2..9x16"), recipe)
+    onnx.checker.check_model(model, full_check=True)

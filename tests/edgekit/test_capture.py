@@ -87,6 +87,11 @@ class Weight(nn.Module):
         return x * 2, self.weight
 
 
+class Found(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.nonzero()
+
+
 class Optional(nn.Module):
     def forward(self, first: Tensor, second: Tensor | None = None, *, third: Tensor) -> Tensor:
         return first + third if second is None else first + second + third
@@ -152,6 +157,7 @@ def test_two_captures_in_one_process_are_independent() -> None:
         (Counter(), "x=1", CaptureFailed, r"changes its own buffer 'count'.*as an input"),
         (Overwrite(), "x=1x4", CaptureFailed, r"writes into its input 'x'.*copy"),
         (Weight(), "x=2", CaptureFailed, r"'output_1' is a weight of the model"),
+        (Found(), "x=4", CaptureFailed, r"size depends on the values.*return a mask"),
         (Number(), "x=2", BadModel, r"output 'output' is int; return tensors"),
         (Silent(), "x=2", BadModel, r"returns nothing; return at least one tensor"),
         (Pairs(), "x=n:1..4x3", BadModel, r"raised RuntimeError at .*reshape.*shape '\[0, -1\]'"),

@@ -71,7 +71,7 @@ class Captures:
         """The program in the form that ``adapter`` is fast on."""
         from edgekit.capture import capture
 
-        has_forms = self.model.deploy is not None and isinstance(adapter, Preferences)
+        has_forms = self.model.deploy is not None
         form = adapter.form if has_forms and isinstance(adapter, Preferences) else None
         if form not in self._programs:
             self._report("capturing the model" + (f" in {form} form" if form else ""))

@@ -42,11 +42,9 @@ def resolve(
         found = _with_inputs(model, inputs)
     else:
         found = _from_module(model, inputs, origin=f"the model passed ({type(model).__name__})")
-    from edgekit.capture import check_module
-    from edgekit.weights import load_weights
-
-    check_module(found.module, found.name)
     if weights is not None and not _is_zoo(model):
+        from edgekit.weights import load_weights
+
         load_weights(found.module, weights)
     if samples is not None:
         read = read_samples(samples, found.inputs, found.image)
@@ -161,7 +159,10 @@ def _free(spec: TensorSpec) -> bool:
 
 
 def _with_inputs(model: Model, inputs: Inputs) -> Model:
-    """The model with other input sizes; samples that no longer fit are dropped."""
+    """A ready-made model, checked, with other input sizes; samples that do not fit are dropped."""
+    from edgekit.capture import check_module
+
+    check_module(model.module, model.name)
     specs = _specs(inputs) if inputs else None
     if not specs or specs == model.inputs:
         return model

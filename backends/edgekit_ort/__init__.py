@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from edgekit.artifact import Artifact
 from edgekit.contract import Finding, Session
 from edgekit.errors import MissingRuntime
@@ -36,8 +38,6 @@ class _Backend:
 
 
 def _require_onnx() -> None:
-    from importlib.util import find_spec
-
     for module in ("onnx", "onnxscript"):
         if find_spec(module) is None:
             raise MissingRuntime("making onnxruntime artifacts", module, extra="export")

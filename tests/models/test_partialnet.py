@@ -1,4 +1,7 @@
-"""PartialNet against published counts, closed forms and golden values, and what it refuses."""
+"""PartialNet against published counts, closed forms and golden values, and what it refuses.
+
+One file because most of it is tables: the numbers of every variant, to be read side by side.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace

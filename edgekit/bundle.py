@@ -12,15 +12,16 @@ import numpy as np
 
 from edgekit.artifact import Artifact
 from edgekit.errors import DamagedFile, StorageError, UnknownName, UsageError
+from edgekit.evidence import ON_DEVICE, PERFORMANCE, digest_of
 from edgekit.files import PARTIAL, sha256, staged_folder, storage_errors, write_whole
-from edgekit.manifest import NAME, Manifest, digest_of, read_manifest
+from edgekit.manifest import NAME, Manifest, read_manifest
 from edgekit.program import Reference
 from edgekit.registry import can_run
 from edgekit.samples import read_npz
 from edgekit.spec import Array
 from edgekit.verify import Proof
 
-PROOF, PERFORMANCE = "proof.json", "perf.json"
+PROOF = "proof.json"
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,36 @@ class Bundle:
 
     def measurement(self, name: str) -> dict[str, object] | None:
         """What ``edgekit profile`` last wrote for the artifact, or None. Raises ``DamagedFile``."""
-        path = self.folder / name / PERFORMANCE
+        return self._added(name, PERFORMANCE, "run edgekit profile again")
+
+    def device_proofs(self, name: str) -> tuple[Proof, ...]:
+        """What the artifact's own script proved on devices, or (). Raises ``DamagedFile``."""
+        value = self._added(name, ON_DEVICE, "run the artifact's script on the device again")
+        proofs = (value or {}).get("proofs")
+        return tuple(Proof.from_json(proof) for proof in proofs) if isinstance(proofs, list) else ()
+
+    def standing(self, name: str) -> str:
+        """In a word, what is known of the artifact: the level of its strongest proof.
+
+        ``not proven``, or ``fails on device``, where a proof does not hold.
+        """
+        proof, on_device = self.proof(name), self.device_proofs(name)
+        if not proof.passed:
+            return "not proven"
+        if not on_device:
+            return proof.level
+        return "on-device" if all(each.passed for each in on_device) else "fails on device"
+
+    def _added(self, name: str, file: str, remedy: str) -> dict[str, object] | None:
+        """A file that came after the export and carries its own digest, or None."""
+        path = self.folder / name / file
         if not os.path.lexists(path):
             return None
         if path.is_symlink() or not path.is_file():
             raise DamagedFile(f"{path} is no plain file; a bundle holds nothing else.")
-        value = self._json(name, PERFORMANCE)
+        value = self._json(name, file)
         if not isinstance(value, dict) or value.pop("digest", None) != digest_of(value):
-            raise DamagedFile(
-                f"{path} was altered or cut short; delete it and run edgekit profile again."
-            )
+            raise DamagedFile(f"{path} was altered or cut short; delete it and {remedy}.")
         return value
 
     def write_measurement(self, name: str, value: Mapping[str, object]) -> None:
@@ -137,6 +158,7 @@ def open_bundle(folder: str | Path) -> Bundle:
     bundle = Bundle(folder, manifest)
     for name in bundle.artifacts:
         bundle.measurement(name)
+        bundle.device_proofs(name)
     return bundle
 
 

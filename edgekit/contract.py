@@ -118,6 +118,62 @@ class OpTimings(Protocol):
     def op_timings(self, arrays: Arrays, runs: int) -> list[OpTime]: ...
 
 
+@runtime_checkable
+class Evidence(Protocol):
+    """A session that says itself what its answers are worth; without it they are ``executed``."""
+
+    @property
+    def level(self) -> Literal["static", "emulated", "executed"]:
+        """``emulated``: our interpreter runs the artifact. ``static``: it lacks an op."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader of a proof should know; the ops that are lacking, by name."""
+        ...
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong with the artifact, whatever its numbers."""
+        ...
+
+    @property
+    def cause(self) -> str:
+        """After a run: the likely reason, and the remedy, if the numbers are wrong; or ""."""
+        ...
+
+
+@runtime_checkable
+class Emulation(Protocol):
+    """A backend whose sessions may be an interpreter here, whose times would say nothing."""
+
+    @property
+    def emulation(self) -> str:
+        """How to measure on the device instead; "" where the vendor's runtime runs here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A setting of a backend: ``--<target>-<name>`` on the command line."""
+
+    name: str
+    default: str
+    help: str
+
+
+@runtime_checkable
+class Configurable(Protocol):
+    """A backend with settings of its own."""
+
+    @property
+    def options(self) -> tuple[Option, ...]: ...
+
+    def with_options(self, values: Mapping[str, str]) -> Backend:
+        """The same backend, set otherwise. Raises ``UsageError`` for a value it does not take."""
+        ...
+
+
 class Zoo(Protocol):
     """A set of models by name, listed without importing torch."""
 

@@ -6,7 +6,6 @@ flipped bit anywhere is found. Nothing in it depends on the time or the place of
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import Any
 
 import edgekit
 from edgekit.errors import DamagedFile, NewerSchema
+from edgekit.evidence import digest_of
 from edgekit.image import ImageInput
 from edgekit.recipe import Recipe
 from edgekit.spec import TensorSpec
@@ -92,11 +92,6 @@ class Manifest:
             "files": dict(self.files),
         }
         return json.dumps({**body, "digest": digest_of(body)}, indent=1, ensure_ascii=False) + "\n"
-
-
-def digest_of(body: object) -> str:
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:

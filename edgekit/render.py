@@ -65,7 +65,7 @@ def bundle_table(bundle: Bundle) -> str:
             (
                 artifact.target,
                 artifact.recipe.precision,
-                proof.level if proof.passed else "not proven",
+                bundle.standing(name),
                 f"{proof.max_abs_error:.1e}",
                 f"{proof.max_rel_error:.1e}",
                 f"{measured['p50_ms']:.2f} ms" if measured else "not measured",

@@ -45,7 +45,8 @@ def _section(bundle: Bundle) -> str:
 def _row(bundle: Bundle, name: str) -> str:
     artifact, proof = bundle.artifact(name), bundle.proof(name)
     measured = bundle.measurement(name)
-    level = escape(proof.level) if proof.passed else "<span class=no>not proven</span>"
+    standing = escape(bundle.standing(name))
+    level = standing if proof.passed else f"<span class=no>{standing}</span>"
     numbers = (
         f"{proof.max_abs_error:.1e}",
         f"{proof.max_rel_error:.1e}",

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from edgekit.artifact import Artifact
 from edgekit.errors import DamagedFile, NotProven
+from edgekit.evidence import Deviation
 from edgekit.program import Reference
 from edgekit.recipe import PRECISIONS
 from edgekit.spec import Array, TensorSpec
 from edgekit.testing import ReplayBackend, example_reference, replay_file
-from edgekit.verify import LIMITS, Deviation, Proof, prove, verify
+from edgekit.verify import LIMITS, Proof, prove, verify
 
 quick = settings(deadline=None, max_examples=60, derandomize=True)
 NORMAL = np.random.default_rng(1).standard_normal((4, 250), dtype=np.float32)

@@ -248,7 +248,16 @@ def capture(model: Model, reference: Reference, *, form: str | None = None) -> P
             module = model.deploy(module, form, model.inputs).eval()
         exported = export_module(module, model.inputs)
     outputs = _output_specs(exported, list(reference.expected[0]), model.inputs)
-    return Program(exported, model.inputs, outputs, reference)
+    return Program(
+        exported,
+        model.inputs,
+        outputs,
+        reference,
+        name=model.name,
+        licence=model.licence,
+        image=model.image,
+        labels=model.labels,
+    )
 
 
 def export_module(module: nn.Module, inputs: Sequence[TensorSpec]) -> ExportedProgram:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekit.image import ImageInput
 from edgekit.spec import Array, Arrays, TensorSpec
 
 if TYPE_CHECKING:
@@ -27,10 +28,15 @@ class Reference:
 class Program:
     """A model captured by ``torch.export``, in float32.
 
-    Its graph takes ``inputs`` and returns ``outputs``, each in this order.
+    Its graph takes ``inputs`` and returns ``outputs``, each in this order. ``name``, ``licence``,
+    ``image`` and ``labels`` are the model's, for artifacts that can carry them.
     """
 
     exported: ExportedProgram
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     reference: Reference
+    name: str = "model"
+    licence: str = ""
+    image: ImageInput | None = None
+    labels: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 """
 # What the host side of the core may import torch through, and nothing else may.
-TORCH_MODULES = {"capture.py", "graph.py", "weights.py"}
+TORCH_MODULES = {"capture.py", "graph.py", "onnx_export.py", "weights.py"}
 
 
 def imported(folder: Path) -> set[str]:
@@ -80,7 +80,7 @@ def test_the_core_names_no_backend_and_no_model_in_a_condition() -> None:
                 assert not constants & names, f"{path.name}: {ast.unparse(node)}"
 
 
-def test_torch_stands_at_the_top_of_three_modules_of_the_core() -> None:
+def test_torch_stands_at_the_top_of_a_few_modules_of_the_core() -> None:
     for path in (ROOT / "edgekit").glob("*.py"):
         tree = ast.parse(path.read_text())
         top = [

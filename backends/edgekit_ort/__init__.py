@@ -21,7 +21,7 @@ class _Backend:
 
     def check(self, program: Program, recipe: Recipe) -> list[Finding]:
         _require_onnx()
-        from edgekit_ort.lower import findings_from_program
+        from edgekit.onnx_export import findings_from_program
 
         return findings_from_program(program)
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import edgekit
 from edgekit.capture import capture, reference_from
 from edgekit.errors import RuntimeFailed, UnsupportedModel
+from edgekit.onnx_export import findings_from_program
 from edgekit.program import Program
 from edgekit.recipe import FP16, FP32
 from edgekit.source import resolve
-from edgekit_ort.lower import findings_from_program
 from edgekit_ort.session import ERRORS
 
 

@@ -95,7 +95,8 @@ class UnsupportedModel(EdgekitError, ValueError):
     exit_code = 3
 
     def __init__(self, target: str, findings: Iterable[object]) -> None:
-        lines = "\n".join(f"  - {finding}" for finding in findings)
+        self.findings = tuple(findings)
+        lines = "\n".join(f"  - {finding}" for finding in self.findings)
         super().__init__(f"{target} cannot take this model:\n{lines}")
 
 

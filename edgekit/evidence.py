@@ -1,7 +1,8 @@
 """How far a runtime's answers are from the eager model's, and the evidence file a device writes.
 
-Self-contained on purpose: numpy and the standard library, Python 3.10. The scripts in a bundle that
-run on a Jetson or a Mac carry a copy of this file, since edgekit may not be installed there.
+Self-contained and one file on purpose: numpy and the standard library, Python 3.10. The scripts in
+a bundle that run on a Jetson or a Mac carry a copy of it, since edgekit may not be installed there.
+The first half measures; the second reads a bundle on a device and writes what was found into it.
 
 What is measured, for each output, over all samples (a the artifact's value, b the eager one):
 
@@ -21,12 +22,17 @@ What is measured, for each output, over all samples (a the artifact's value, b t
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import platform
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +44,27 @@ Arrays = Mapping[str, Array]
 Floats = NDArray[np.float64]
 WORST_SQNR_DB = -999.0  # noise where there should be nothing; JSON has no infinity
 ON_DEVICE, PERFORMANCE = "on-device.json", "perf.json"
+NOT_PROVEN = 1  # exit code of a script whose device answers wrongly
+MOST_SPREAD = 1.5  # of the 90th percentile over the median; above, a latency is noise
+# How an artifact's folder is called: by the precisions of weights and activations.
+PRECISIONS = {
+    ("float32", "float32"): "fp32",
+    ("float16", "float16"): "fp16",
+    ("int8", "int8"): "int8",
+    ("int4", "float32"): "int4",
+}
 
 
 class Refused(ValueError):
     """The bundle cannot be used as it is; the message is a sentence for the user."""
+
+    exit_code = 4
+
+
+class NotPossible(RuntimeError):
+    """This machine lacks what is needed, or its runtime refuses; the message says what."""
+
+    exit_code = 3
 
 
 @dataclass(frozen=True)
@@ -221,18 +244,51 @@ class Shipped:
         """The names of what the model returns."""
         return [output["name"] for output in self.manifest["outputs"]]
 
-    def prove(self, got: Sequence[Arrays], device: Mapping[str, object]) -> dict[str, Any]:
-        """The JSON of an ``on-device`` proof of what the device answered."""
-        deviations, failures = compare(self.outputs, self.expected, got, self.limits)
+    def as_declared(self, answer: Arrays) -> dict[str, Array]:
+        """The outputs in the manifest's dtypes, as far as that changes no value."""
+        specs = {output["name"]: output for output in self.manifest["outputs"]}
+        return {
+            name: _as_declared(np.asarray(array), specs[name])
+            for name, array in answer.items()
+            if name in specs
+        }
+
+    def prove(
+        self,
+        got: Sequence[Arrays | None],
+        device: Mapping[str, object],
+        notes: Sequence[str] = (),
+        failures: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """The JSON of an ``on-device`` proof of what the device answered to each sample.
+
+        None stands for a sample that was left out, and ``notes`` say why; ``failures`` are
+        reasons why this is no proof, whatever its numbers.
+        """
+        pairs = [pair for pair in zip(self.expected, got, strict=True) if pair[1] is not None]
+        expected, answers = [wanted for wanted, _ in pairs], [answer or {} for _, answer in pairs]
+        deviations, reasons = compare(self.outputs, expected, answers, self.limits)
+        reasons = [*failures, *reasons]
         return {
             **self.proof,
             "level": "on-device",
+            "samples": len(pairs),
             "outputs": [_finite(asdict(deviation)) for deviation in deviations],
-            "failures": failures,
-            "notes": [],
+            "failures": reasons,
+            "notes": list(notes),
             "host": dict(device),
-            "passed": not failures,
+            "passed": not reasons,
         }
+
+
+def _as_declared(array: Array, spec: Mapping[str, Any]) -> Array:
+    if not spec["shape"] and array.size == 1:
+        array = array.reshape(())  # runtimes without scalars answer with one element
+    wanted = np.dtype(spec["dtype"])
+    with np.errstate(invalid="ignore"):  # NaN has no integer, and is then left as it is
+        cast = array.astype(wanted)
+    # Rounding to float32 is the declared precision; to change an integer would hide an error.
+    return cast if wanted.kind == "f" or np.array_equal(cast, array) else array
 
 
 def _finite(fields: dict[str, Any]) -> dict[str, Any]:
@@ -255,17 +311,38 @@ def open_shipped(folder: Path) -> Shipped:
             _check(root, name, manifest["files"])
         proof = json.loads((folder / "proof.json").read_bytes())
         pairs = [_sample(root / name) for name in manifest["samples"]["files"]]
-    except (OSError, KeyError, TypeError) as cause:
+        shipped = Shipped(folder, manifest, entry, proof, *_unzipped(pairs))
+        _refuse_foreign_names(shipped)
+    except Refused:
+        raise
+    except _DAMAGE as cause:
         raise Refused(f"{root} is no whole bundle ({cause!r}); copy it again, whole.") from cause
-    samples, expected = tuple(sample for sample, _ in pairs), tuple(answer for _, answer in pairs)
-    return Shipped(folder, manifest, entry, proof, samples, expected)
+    return shipped
+
+
+# What JSON, npz files and a manifest of another form lead to.
+_FORM = (KeyError, TypeError, AttributeError, RecursionError)
+_DAMAGE = (*_FORM, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def _unzipped(pairs: Sequence[tuple[Arrays, Arrays]]) -> tuple[tuple[Arrays, ...], ...]:
+    return tuple(sample for sample, _ in pairs), tuple(answer for _, answer in pairs)
+
+
+def _refuse_foreign_names(shipped: Shipped) -> None:
+    """Raise where a sample does not hold what the manifest says, or the limits do not read."""
+    inputs = [spec["name"] for spec in shipped.manifest["inputs"]]
+    for sample, answer in zip(shipped.samples, shipped.expected, strict=True):
+        if [*sample] != inputs or [*answer] != shipped.outputs:
+            raise KeyError(f"a sample does not hold {', '.join([*inputs, *shipped.outputs])}")
+    _ = shipped.limits
 
 
 def _entry(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What the manifest says of the artifact whose folder is called ``name``."""
     for entry in manifest["artifacts"]:
-        inside = all(f"{name}/{file}" in manifest["files"] for file in entry["files"])
-        if inside and name.startswith(f"{entry['target']}-"):
+        held = (entry["recipe"]["weights"], entry["recipe"]["activations"])
+        if name == f"{entry['target']}-{PRECISIONS.get(held, '-'.join(held))}":
             return dict(entry)
     raise Refused(f"{name} is no artifact of this bundle; run the script in its own folder.")
 
@@ -279,7 +356,8 @@ def _check(root: Path, name: str, hashes: Mapping[str, str]) -> None:
 
 
 def _sample(path: Path) -> tuple[Arrays, Arrays]:
-    with np.load(path, allow_pickle=False) as arrays:
+    # Opened here, since numpy leaves a file open that it refuses.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         everything = {name: arrays[name] for name in arrays.files}
     parts = []
     for prefix in ("input.", "output."):
@@ -294,34 +372,136 @@ def write_evidence(folder: Path, proofs: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def write_measurement(
-    shipped: Shipped, times_ms: Sequence[float], device: Mapping[str, object], load_ms: float
+    shipped: Shipped,
+    times_ms: Sequence[float],
+    device: Mapping[str, object],
+    load_ms: float,
+    more: Mapping[str, object] | None = None,
 ) -> Path:
-    """Keep a device's latencies beside the artifact, as ``edgekit profile`` would."""
-    ordered = sorted(times_ms)
-    percentiles = {
-        f"p{percent}_ms": ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
-        for percent in (50, 90, 99)
-    }
+    """Keep a device's latencies beside the artifact, as ``edgekit profile`` would.
+
+    ``more`` is kept as it is, for what one kind of device alone can tell.
+    """
+    p50, p90, p99 = (percentile(times_ms, percent) for percent in (50, 90, 99))
+    noisy = f"the slowest tenth of the runs took {p90 / p50:.1f} times the median"
     body = {
-        **percentiles,
-        "noise": "",
+        "p50_ms": p50,
+        "p90_ms": p90,
+        "p99_ms": p99,
+        "noise": noisy if p90 > MOST_SPREAD * p50 else "",
         "artifact": shipped.folder.name,
         "device": str(device["processor"]),
         "threads": 0,
         "warm_load_ms": load_ms,
         "times_ms": list(times_ms),
         "host": dict(device),
+        **(more or {}),
     }
     return _write(shipped.folder / PERFORMANCE, body)
 
 
+def percentile(times: Sequence[float], percent: int) -> float:
+    """Nearest-rank percentile: always one of the times."""
+    ordered = sorted(times)
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+
+
 def _write(path: Path, body: dict[str, Any]) -> Path:
-    """Beside its place first, then renamed: the old file or the new, never a part."""
     text = json.dumps({**body, "digest": digest_of(body)}, indent=1, allow_nan=False) + "\n"
+    return write_beside(path, text.encode())
+
+
+def write_beside(path: Path, content: bytes) -> Path:
+    """Write next to ``path``, then rename: the old file or the new, never a part of one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(content)
         temporary.replace(path)
+    except OSError as cause:
+        raise NotPossible(f"{path} could not be written: {cause.strerror or cause}.") from cause
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def this_machine() -> dict[str, object]:
+    """What any machine can say of itself; a script puts its own ``processor`` in."""
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": platform.processor() or "unknown",
+        "features": [],
+        "cores": os.cpu_count() or 1,
+        "python": platform.python_version(),
+    }
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a device, or one unit of it, answered; ``times_ms`` is () where it was not timed."""
+
+    name: str
+    proof: Mapping[str, Any]
+    times_ms: Sequence[float] = ()
+    load_ms: float = 0.0
+    more: Mapping[str, object] = field(default_factory=dict)
+
+    def row(self) -> list[str]:
+        """Cells for people: what the table of ``conclude`` shows."""
+        timed = bool(self.times_ms)
+        errors = ("max_abs_error", "max_rel_error")
+        worst = (max((o[e] or 0.0 for o in self.proof["outputs"]), default=None) for e in errors)
+        return [
+            self.name,
+            "on-device" if self.proof["passed"] else "not proven",
+            *("-" if error is None else f"{error:.1e}" for error in worst),
+            *(f"{percentile(self.times_ms, p):.3f} ms" if timed else "-" for p in (50, 90)),
+            f"{self.load_ms:.1f} ms",
+        ]
+
+
+def conclude(shipped: Shipped, trials: Sequence[Trial]) -> int:
+    """Write the proofs and the fastest proven latency into the bundle, print both.
+
+    Returns the exit code: ``NOT_PROVEN`` unless every trial is a proof.
+    """
+    write_evidence(shipped.folder, [trial.proof for trial in trials])
+    header = ["device", "proof", "max abs", "max rel", "p50", "p90", "load"]
+    rows = [header, *(trial.row() for trial in trials)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+    for note in dict.fromkeys(note for trial in trials for note in trial.proof["notes"]):
+        sys.stdout.write(f"Note: {note}\n")
+    for trial in trials:
+        for failure in trial.proof["failures"]:
+            sys.stderr.write(f"{trial.name} is not proven: {failure}\n")
+    timed = [trial for trial in trials if trial.proof["passed"] and trial.times_ms]
+    if timed:
+        best = min(timed, key=lambda trial: percentile(trial.times_ms, 50))
+        host = best.proof["host"]
+        write_measurement(shipped, best.times_ms, host, best.load_ms, best.more)
+    return 0 if all(trial.proof["passed"] for trial in trials) else NOT_PROVEN
+
+
+def positive(text: str) -> int:
+    """An option's value: a whole number above 0."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def run_script(work: Callable[[], int]) -> int:
+    """Do a script's ``work``; what stops it is a sentence on stderr and an exit code."""
+    try:
+        return work()
+    except (Refused, NotPossible) as stop:
+        sys.stderr.write(f"{stop}\n")
+        return stop.exit_code
+    except MemoryError:
+        sys.stderr.write("There is too little memory; close what else runs and try again.\n")
+        return NotPossible.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped; what was in the bundle before is unchanged.\n")
+        return 130

@@ -1,0 +1,267 @@
+"""Captured program to a ``.mlpackage`` by coremltools: an ML Program, as Xcode wants it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import traceback
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgekit import evidence
+from edgekit.artifact import Artifact
+from edgekit.contract import Finding
+from edgekit.errors import LoweringFailed, UnsupportedModel
+from edgekit.graph import first_line, node_source, op_name, quiet
+from edgekit.host import installed_version
+from edgekit.image import ImageInput
+from edgekit.program import Program
+from edgekit.recipe import FP32, Recipe
+from edgekit.spec import Dim, TensorSpec
+from edgekit_coreml import predict_on_mac
+from edgekit_coreml.prepare import (
+    PROBABILITIES,
+    classes,
+    converter_program,
+    is_torch_fx_node_supported,
+)
+from edgekit_coreml.quantize import compute_precision, coremltools
+
+PACKAGE = "model.mlpackage"
+MAIN = f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel"
+WEIGHTS = f"{PACKAGE}/Data/com.apple.CoreML/weights/weight.bin"
+LABEL = "classLabel"
+# Core ML's arrays are float32, float16 or int32; the session gives back what the model returns.
+FEATURE_TYPES = {
+    **{"float32": np.float32, "bool": np.int32},
+    **dict.fromkeys(("int64", "int32", "int8", "uint8"), np.int32),
+}
+
+
+def findings_from_program(program: Program, recipe: Recipe, minimum: str) -> list[Finding]:
+    """Every op the converter has no function for; if there is none, what its conversion says."""
+    with quiet():
+        exported = converter_program(program)
+        unknown = [
+            node
+            for node in exported.graph.nodes
+            if node.op == "call_function" and not is_torch_fx_node_supported(node)
+        ]
+    if unknown:
+        reason = "coremltools has no conversion for it; write it with simpler ops"
+        return [_finding(node, reason) for node in unknown]
+    try:
+        _convert(program, exported, recipe, minimum)
+    except Exception as cause:  # the converter raises whatever it trips over
+        node = _failing_node(cause, exported)
+        reason = f"coremltools fails on it ({first_line(cause)}); write it with other ops"
+        return [
+            _finding(node, reason)
+            if node is not None
+            else Finding("the graph", "refused", "", "", reason)
+        ]
+    return []
+
+
+def _finding(node: torch.fx.Node, remedy: str) -> Finding:
+    source, module = node_source(node)
+    return Finding(op_name(node), "refused", source, module, remedy)
+
+
+def _failing_node(cause: BaseException, exported: Any) -> torch.fx.Node | None:
+    """The graph node that the converter was at, from the frames of its own traceback."""
+    nodes = {node.name: node for node in exported.graph.nodes}
+    for frame, _ in reversed(list(traceback.walk_tb(cause.__traceback__))):
+        name = getattr(frame.f_locals.get("node"), "name", None)
+        if name in nodes:
+            found: torch.fx.Node = nodes[name]
+            return found
+    return None
+
+
+def artifact_from_program(program: Program, recipe: Recipe, minimum: str) -> Artifact:
+    """Convert, describe, save the same bytes each time.
+
+    Raises ``UnsupportedModel`` or ``LoweringFailed``.
+    """
+    exported = converter_program(program)
+    try:
+        model = _convert(program, exported, recipe, minimum)
+    except Exception as cause:  # the converter raises whatever it trips over
+        if refused := findings_from_program(program, recipe, minimum):
+            raise UnsupportedModel("coreml", refused) from cause
+        advice = "" if recipe == FP32 else " Try --precision fp32."
+        raise LoweringFailed(
+            f"coremltools could not convert the model: {first_line(cause)}{advice}"
+        ) from cause
+    spec = model.get_spec()
+    features = _features(program, spec)
+    _describe(spec, program)
+    return Artifact(
+        target="coreml",
+        recipe=recipe,
+        main=MAIN,
+        files={**_package(model, spec), **_scripts()},
+        inputs=program.inputs,
+        outputs=program.outputs,
+        provenance={
+            "minimum": minimum,
+            "specification": spec.specificationVersion,
+            "features": features,
+            "image": program.image.to_json() if program.image else None,
+            "versions": {name: installed_version(name) for name in ("torch", "coremltools")},
+        },
+    )
+
+
+def _convert(program: Program, exported: Any, recipe: Recipe, minimum: str) -> Any:
+    """The MLModel. In two steps, since in one a classifier cannot have typed outputs."""
+    target = getattr(coremltools.target, minimum)
+    labelled = classes(program) is not None
+    outputs = [
+        coremltools.TensorType(name=name, dtype=FEATURE_TYPES[spec.dtype])
+        for name, spec in zip(_output_names(program), program.outputs, strict=True)
+    ]
+    if labelled:
+        outputs.append(coremltools.TensorType(name=PROBABILITIES, dtype=np.float32))
+    with quiet():
+        internal = coremltools.convert(
+            exported,
+            convert_to="milinternal",
+            minimum_deployment_target=target,
+            compute_precision=compute_precision(recipe),
+            inputs=_input_types(program),
+            outputs=outputs,
+        )
+        for function in internal.functions.values():
+            function.output_types = None  # they are set; kept, they would count the label too
+        return coremltools.convert(
+            internal,
+            convert_to="mlprogram",
+            minimum_deployment_target=target,
+            pass_pipeline=coremltools.PassPipeline.EMPTY,
+            classifier_config=coremltools.ClassifierConfig(
+                list(program.labels),
+                predicted_feature_name=LABEL,
+                predicted_probabilities_output=PROBABILITIES,
+            )
+            if labelled
+            else None,
+        )
+
+
+def _output_names(program: Program) -> list[str]:
+    """One space of names: an output called like an input gets a suffix."""
+    taken = {spec.name for spec in program.inputs}
+    return [
+        f"{spec.name}_output" if spec.name in taken else spec.name for spec in program.outputs
+    ]
+
+
+def _input_types(program: Program) -> list[Any]:
+    ranges = {
+        dim.name: coremltools.RangeDim(dim.minimum, dim.maximum, default=dim.minimum)
+        for spec in program.inputs
+        for dim in spec.dims
+    }
+    types = []
+    for spec in program.inputs:
+        shape = tuple(ranges[d.name] if isinstance(d, Dim) else d for d in spec.shape)
+        if program.image is not None and spec.name == program.image.name:
+            types.append(_image_type(spec, program.image, shape))
+        else:
+            dtype = FEATURE_TYPES[spec.dtype]
+            types.append(coremltools.TensorType(name=spec.name, shape=shape, dtype=dtype))
+    return types
+
+
+def _image_type(spec: TensorSpec, image: ImageInput, shape: tuple[Any, ...]) -> Any:
+    layout = coremltools.colorlayout
+    colours = layout.GRAYSCALE if image.channels == 1 else layout.RGB
+    return coremltools.ImageType(name=spec.name, shape=shape, color_layout=colours)
+
+
+def _features(program: Program, spec: Any) -> dict[str, str]:
+    """edgekit's name of each input and output to the package's. Raises ``LoweringFailed``."""
+    given = [feature.name for feature in spec.description.input]
+    returned = [
+        feature.name
+        for feature in spec.description.output
+        if not feature.name.startswith(LABEL) or feature.type.WhichOneof("Type") == "multiArrayType"
+    ]
+    names = [*given, *returned]
+    wanted = [each.name for each in (*program.inputs, *program.outputs)]
+    if len(set(names)) != len(names) or len(names) != len(wanted):
+        raise LoweringFailed(
+            "Core ML cannot return an input as it is, or one tensor under two names; return "
+            f"each of {', '.join(each.name for each in program.outputs)} once, computed."
+        )
+    inputs = {f"input.{ours.name}": name for ours, name in zip(program.inputs, given, strict=True)}
+    outputs = {
+        f"output.{ours.name}": name for ours, name in zip(program.outputs, returned, strict=True)
+    }
+    return {**inputs, **outputs}
+
+
+def _describe(spec: Any, program: Program) -> None:
+    """What Xcode shows. Nothing in it depends on the time or the place of the conversion."""
+    metadata = spec.description.metadata
+    metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
+    metadata.shortDescription = f"{program.name}, exported by edgekit"
+    metadata.license = program.licence or "not stated"
+    metadata.userDefined["com.apple.coreml.model.preview.type"] = (
+        "imageClassifier" if classes(program) is not None and program.image else ""
+    )
+    if not metadata.userDefined["com.apple.coreml.model.preview.type"]:
+        del metadata.userDefined["com.apple.coreml.model.preview.type"]
+    for feature in spec.description.input:
+        known = program.image is not None and feature.type.WhichOneof("Type") == "imageType"
+        feature.shortDescription = (
+            "a picture; the model scales and normalises it itself" if known else feature.name
+        )
+    for feature in spec.description.output:
+        feature.shortDescription = {
+            LABEL: "the most likely label",
+            f"{LABEL}_probs": "the probability of each label",
+        }.get(feature.name, feature.name)
+
+
+def _package(model: Any, spec: Any) -> dict[str, bytes]:
+    """The package's files; identifiers are derived from names, where the tool draws them."""
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        saved = Path(folder) / PACKAGE
+        model.save(str(saved))
+        weights = saved / Path(WEIGHTS).relative_to(PACKAGE)
+        files = {WEIGHTS: weights.read_bytes()} if weights.is_file() else {}
+    files[MAIN] = spec.SerializeToString(deterministic=True)
+    root = str(uuid.uuid5(uuid.NAMESPACE_URL, MAIN)).upper()
+    items = {root: _item("model.mlmodel", "CoreML Model Specification")}
+    if WEIGHTS in files:
+        other = str(uuid.uuid5(uuid.NAMESPACE_URL, WEIGHTS)).upper()
+        items[other] = _item("weights", "CoreML Model Weights")
+    manifest = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": items,
+        "rootModelIdentifier": root,
+    }
+    files[f"{PACKAGE}/Manifest.json"] = (json.dumps(manifest, indent=4) + "\n").encode()
+    return files
+
+
+def _item(name: str, description: str) -> dict[str, str]:
+    return {
+        "author": "com.apple.CoreML",
+        "description": description,
+        "name": name,
+        "path": f"com.apple.CoreML/{name}",
+    }
+
+
+def _scripts() -> dict[str, bytes]:
+    """What closes the loop on a Mac."""
+    sources = {"predict_on_mac.py": predict_on_mac.__file__, "evidence.py": evidence.__file__}
+    return {name: Path(str(path)).read_bytes() for name, path in sources.items()}

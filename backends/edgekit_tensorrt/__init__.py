@@ -1,0 +1,129 @@
+"""TensorRT and TensorRT-RTX, for users ``tensorrt``. Importing this package loads neither."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+from edgekit.artifact import Artifact
+from edgekit.contract import Finding, Option, Session
+from edgekit.errors import MissingRuntime, UsageError
+from edgekit.program import Program
+from edgekit.recipe import FP16, FP32, Recipe
+
+SUPPORTED = (FP16, FP32)
+# 10.3 is JetPack 6's. What each takes is in versions.py.
+VERSIONS = ("10.3", "10.13", "11", "rtx")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What users can choose: ``--tensorrt-version`` and so on."""
+
+    version: str = "10.3"
+    compute_capabilities: tuple[str, ...] = ("sm86",)
+    build_seconds: float = 600.0
+    build_memory_gb: float = 8.0
+
+
+@dataclass(frozen=True)
+class _Backend:
+    settings: Settings = Settings()
+
+    name = "tensorrt"
+    recipes = SUPPORTED
+    form = "concat"
+    options = (
+        Option("version", "10.3", f"TensorRT of the device: {', '.join(VERSIONS)}"),
+        Option("compute-capability", "sm86", "GPUs to build TensorRT-RTX engines for, by commas"),
+        Option("build-seconds", "600", "the longest that building one engine may take"),
+        Option("build-memory", "8", "GB that building one engine may use"),
+    )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """TensorRT proper where it is, else the libraries in ONNX Runtime's provider for RTX."""
+        for module in ("tensorrt", "tensorrt_rtx"):
+            if find_spec(module) is not None:
+                return (module,)
+        return ("onnxruntime_ep_nv_tensorrt_rtx", "tensorrt_rtx_bindings")
+
+    @property
+    def emulation(self) -> str:
+        from edgekit_tensorrt.native import has_gpu
+
+        how = "copy the bundle to the device and run build_engine.py in the artifact's folder"
+        return "" if has_gpu() else how
+
+    def with_options(self, values: Mapping[str, str]) -> _Backend:
+        return replace(self, settings=_settings(self.settings, values))
+
+    def check(self, program: Program, recipe: Recipe) -> list[Finding]:
+        _require_onnx()
+        from edgekit_tensorrt.lower import findings_from_program
+
+        return findings_from_program(program, recipe, self.settings)
+
+    def lower(self, program: Program, recipe: Recipe) -> Artifact:
+        _require_onnx()
+        from edgekit_tensorrt.lower import artifact_from_program
+
+        return artifact_from_program(program, recipe, self.settings)
+
+    def open(self, artifact: Artifact, *, threads: int | None = None) -> Session:
+        from edgekit_tensorrt.native import has_gpu
+
+        if has_gpu():
+            from edgekit_tensorrt.native import EngineSession
+
+            return EngineSession(artifact)
+        from edgekit_tensorrt.session import NetworkSession
+
+        return NetworkSession(artifact)
+
+
+def _settings(before: Settings, values: Mapping[str, str]) -> Settings:
+    version = values.get("version", before.version)
+    if version not in VERSIONS:
+        raise UsageError(
+            f"--tensorrt-version {version!r} is not one of {', '.join(VERSIONS)}; 10.3 is that of "
+            "JetPack 6, rtx that of RTX desktops."
+        )
+    capabilities = values.get("compute-capability")
+    numbers = {
+        name: _positive(name, values[name])
+        for name in ("build-seconds", "build-memory")
+        if name in values
+    }
+    settings = replace(
+        before,
+        version=version,
+        build_seconds=numbers.get("build-seconds", before.build_seconds),
+        build_memory_gb=numbers.get("build-memory", before.build_memory_gb),
+    )
+    if capabilities is None:
+        return settings
+    from edgekit_tensorrt.processes import check_compute_capabilities
+
+    names = check_compute_capabilities([name.strip() for name in capabilities.split(",")])
+    return replace(settings, compute_capabilities=tuple(names))
+
+
+def _positive(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise UsageError(f"--tensorrt-{name} {text!r} is not a number above 0.")
+    return value
+
+
+def _require_onnx() -> None:
+    for module in ("onnx", "onnxscript"):
+        if find_spec(module) is None:
+            raise MissingRuntime("making tensorrt artifacts", module, extra="export")
+
+
+BACKEND = _Backend()

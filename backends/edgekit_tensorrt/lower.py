@@ -1,0 +1,163 @@
+"""Captured program to typed ONNX that NVIDIA's parser takes, with engines and kernel plans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+
+from edgekit import evidence
+from edgekit.artifact import Artifact
+from edgekit.contract import Finding
+from edgekit.errors import LoweringFailed, RuntimeFailed, UnsupportedModel
+from edgekit.graph import node_source, op_name
+from edgekit.host import installed_version
+from edgekit.onnx_export import (
+    Exported,
+    findings_from_program as onnx_findings,
+    onnx_from_program,
+    opsets,
+    serialized,
+)
+from edgekit.program import Program
+from edgekit.recipe import Recipe
+from edgekit.spec import Dim, TensorSpec
+from edgekit_tensorrt import Settings, build_engine as script
+from edgekit_tensorrt.processes import Built, ParserError, build_engine, parse_onnx
+from edgekit_tensorrt.quantize import model_in_precision
+from edgekit_tensorrt.versions import PARSERS
+
+MAIN = "model.onnx"
+Shapes = tuple[Sequence[int], Sequence[int], Sequence[int]]
+
+
+def findings_from_program(program: Program, recipe: Recipe, settings: Settings) -> list[Finding]:
+    """What ONNX has no op for; else what NVIDIA's parser refuses, all of it; else its compiler."""
+    if refused := onnx_findings(program):
+        return refused
+    try:
+        artifact_from_program(program, recipe, settings)
+    except UnsupportedModel as found:
+        return list(found.findings)
+    except LoweringFailed as cause:
+        return [Finding("the graph", "refused", "", "", str(cause))]
+    return []
+
+
+def artifact_from_program(program: Program, recipe: Recipe, settings: Settings) -> Artifact:
+    """Export, give it to NVIDIA's parser, build an engine for each compute capability.
+
+    Raises ``UnsupportedModel``, ``LoweringFailed`` or ``RuntimeFailed``.
+    """
+    exported = onnx_from_program(program, "tensorrt")
+    model = model_in_precision(exported.model, recipe)
+    if refused := _refused_by_version(model, exported, settings.version):
+        raise UnsupportedModel("tensorrt", refused)
+    content = serialized(model)
+    parsed = parse_onnx(content)
+    if parsed.errors:
+        findings = [_finding(error, exported) for error in parsed.errors]
+        raise UnsupportedModel("tensorrt", findings)
+    built = _engines(content, program, settings)
+    plans = {name: each.plan.to_json() for name, each in built.items()}
+    return Artifact(
+        target="tensorrt",
+        recipe=recipe,
+        main=MAIN,
+        files={
+            MAIN: content,
+            **{f"model.{name}.engine": each.engine for name, each in built.items()},
+            "plan.json": _json({"runtime": parsed.runtime, "plans": plans}),
+            "build_engine.py": Path(str(script.__file__)).read_bytes(),
+            "evidence.py": Path(str(evidence.__file__)).read_bytes(),
+        },
+        inputs=program.inputs,
+        outputs=program.outputs,
+        provenance={
+            "version": settings.version,
+            "runtime": parsed.runtime,
+            "opsets": opsets(model),
+            "nodes": len(model.graph.node),
+            "kernels": {
+                name: {key: plan[key] for key in ("layer_count", "dtypes", "moved_bytes")}
+                for name, plan in plans.items()
+            },
+            "versions": {name: installed_version(name) for name in ("torch", "onnx", "onnxscript")},
+        },
+    )
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _engines(content: bytes, program: Program, settings: Settings) -> dict[str, Built]:
+    """One for each GPU, each built in its own process."""
+    built = {}
+    for name in settings.compute_capabilities:
+        try:
+            built[name] = build_engine(
+                content,
+                compute_capabilities=[name],
+                profiles=profiles_from_specs(program.inputs),
+                seconds=settings.build_seconds,
+                memory_gb=settings.build_memory_gb,
+            )
+        except RuntimeFailed as cause:
+            raise LoweringFailed(f"for {name}, {cause}") from cause
+    return built
+
+
+def profiles_from_specs(inputs: Sequence[TensorSpec]) -> Mapping[str, Shapes]:
+    """Smallest, middle and largest shape of each input that has a named dim."""
+    profiles = {}
+    for spec in inputs:
+        if spec.dims:
+            sizes = (
+                {dim.name: size(dim) for dim in spec.dims}
+                for size in (_smallest, _middle, _largest)
+            )
+            low, middle, high = (spec.sizes(chosen) for chosen in sizes)
+            profiles[spec.name] = (low, middle, high)
+    return profiles
+
+
+def _smallest(dim: Dim) -> int:
+    return dim.minimum
+
+
+def _middle(dim: Dim) -> int:
+    return (dim.minimum + dim.maximum) // 2
+
+
+def _largest(dim: Dim) -> int:
+    return dim.maximum
+
+
+def _refused_by_version(model: onnx.ModelProto, exported: Exported, version: str) -> list[Finding]:
+    parser = PARSERS[version]
+    opset = opsets(model)["ai.onnx"]
+    if opset > parser.opset:
+        raise LoweringFailed(
+            f"the model needs ONNX opset {opset}; TensorRT {version} takes {parser.opset}."
+        )
+    return [
+        _finding(
+            ParserError("", node.op_type, node.name, f"TensorRT {version} cannot import it"),
+            exported,
+        )
+        for node in model.graph.node
+        if node.op_type in parser.lacks
+    ]
+
+
+def _finding(error: ParserError, exported: Exported) -> Finding:
+    """The parser's words with the user's source line."""
+    said = f"NVIDIA's parser says: {' '.join(error.description.split())}"
+    node = exported.origins.get(error.node)
+    if node is None:
+        return Finding(error.operator or "the graph", "refused", "", "", said)
+    source, module = node_source(node)
+    return Finding(f"{error.operator} ({op_name(node)})", "refused", source, module, said)

@@ -18,11 +18,11 @@ import edgekit
 from edgekit import doctor
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.classes import top_labels
-from edgekit.errors import EdgekitError, UsageError
+from edgekit.errors import EdgekitError, RuntimeFailed, UsageError
 from edgekit.export import check, export
 from edgekit.files import write_whole
-from edgekit.profile import profile
-from edgekit.registry import backend, can_run, zoo_models
+from edgekit.profile import profile, unmeasurable
+from edgekit.registry import backend, backend_names, backend_options, can_run, zoo_models
 from edgekit.render import (
     Progress,
     bundle_rows,
@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a zoo name, or path/to/file.py:factory")
-    parser.add_argument("--target", required=True, help="onnxruntime,executorch or all")
+    parser.add_argument(
+        "--target", required=True, help=f"all, or of {', '.join(backend_names())} with commas"
+    )
     parser.add_argument("--precision", default="auto", help="auto, fp32, fp16; several with commas")
     parser.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors, .pth or .pt")
     parser.add_argument(
@@ -98,6 +100,22 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=SHAPE",
         help="x=1x3x224x224, x=batch:1..8x3x224x224 or ids=1x16:int64; once for each input",
     )
+    for name, option in backend_options().items():
+        parser.add_argument(
+            f"--{name}",
+            metavar="VALUE",
+            dest=f"option:{name}",
+            help=f"{option.help} (default {option.default})",
+        )
+
+
+def _options(asked: Arguments) -> dict[str, str]:
+    """The settings of targets that were given."""
+    return {
+        name.removeprefix("option:"): value
+        for name, value in vars(asked).items()
+        if name.startswith("option:") and value is not None
+    }
 
 
 def _bundle_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,6 +170,7 @@ def _check(asked: Arguments) -> int:
             targets=asked.target.split(","),
             precision=asked.precision,
             weights=asked.weights,
+            options=_options(asked),
             report=progress,
         )
     lines = []
@@ -176,12 +195,21 @@ def _export(asked: Arguments) -> int:
             samples=asked.samples,
             overwrite=asked.overwrite,
             unproven_ok=asked.unproven_ok,
+            options=_options(asked),
             report=progress,
         )
     for override in bundle.manifest.overrides:
         print(f"warning: {override}", file=sys.stderr)
+    _warn_of_static([bundle.proof(name) for name in bundle.artifacts])
     _print(asked, bundle_rows(bundle), f"{bundle_table(bundle)}\n\nwritten: {asked.output}")
     return 0
+
+
+def _warn_of_static(proofs: Sequence[Proof]) -> None:
+    """A proof without numbers must not pass for more than it is."""
+    for proof in proofs:
+        if proof.level == "static":
+            print(f"warning: {proof.artifact}: {' '.join(proof.notes)}", file=sys.stderr)
 
 
 def _verify(asked: Arguments) -> int:
@@ -202,6 +230,7 @@ def _verify(asked: Arguments) -> int:
         for proof in proofs
     ]
     text = table(("artifact", "proof", "samples", "max abs", "max rel"), rows)
+    _warn_of_static(proofs)
     failures = [f"{proof.artifact}: {why}" for proof in proofs for why in proof.failures]
     _print(asked, [proof.to_json() for proof in proofs], "\n".join([text, *failures]))
     return 1 if failures else 0
@@ -222,10 +251,25 @@ def _runnable(bundle: Bundle, name: str | None) -> list[str]:
     return able
 
 
+def _measurable(bundle: Bundle, name: str | None) -> list[str]:
+    """The artifacts whose own runtime is here: the time of an interpreter says nothing."""
+    able, reasons = [], []
+    for each in _runnable(bundle, name):
+        if reason := unmeasurable(bundle.artifact(each)):
+            reasons.append(reason)
+        else:
+            able.append(each)
+    if not able:
+        raise RuntimeFailed(" ".join(reasons))
+    for reason in reasons:
+        print(f"warning: {reason}", file=sys.stderr)
+    return able
+
+
 def _profile(asked: Arguments) -> int:
     bundle = open_bundle(asked.bundle)
     measurements = []
-    for name in _runnable(bundle, asked.artifact):
+    for name in _measurable(bundle, asked.artifact):
         with Progress().shown() as progress:
             progress(f"timing {name}")
             measured = profile(

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 DISTRIBUTION = "edgekit-sdk"
 
@@ -94,7 +95,7 @@ class UnsupportedModel(EdgekitError, ValueError):
 
     exit_code = 3
 
-    def __init__(self, target: str, findings: Iterable[object]) -> None:
+    def __init__(self, target: str, findings: Iterable[Any]) -> None:
         self.findings = tuple(findings)
         lines = "\n".join(f"  - {finding}" for finding in self.findings)
         super().__init__(f"{target} cannot take this model:\n{lines}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +11,13 @@ from edgekit.artifact import Artifact
 from edgekit.bundle import Bundle, check_destination, write_bundle
 from edgekit.card import readme
 from edgekit.contract import Backend, Finding, Preferences
-from edgekit.errors import RuntimeFailed, UsageError
+from edgekit.errors import RuntimeFailed, UnknownName, UsageError
 from edgekit.host import installed_version
 from edgekit.manifest import ArtifactEntry, Manifest
 from edgekit.model import Model
 from edgekit.program import Program, Reference
 from edgekit.recipe import FP32, Recipe, recipe_from_precision
-from edgekit.registry import backend, backend_names, supported_recipe
+from edgekit.registry import backend_names, backend_options, configured, supported_recipe
 from edgekit.source import Inputs, resolve
 from edgekit.verify import Proof, verify
 
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 Report = Callable[[str], None]
-_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "executorch", "numpy")
+_TOOLS = (
+    *("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "executorch", "coremltools"),
+    *("onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings"),
+)
 
 
 def _silent(_step: str) -> None:
@@ -40,18 +43,26 @@ class Plan:
     recipe: Recipe
 
 
-def plan(targets: Sequence[str | Backend], precision: str) -> list[Plan]:
+def plan(
+    targets: Sequence[str | Backend], precision: str, options: Mapping[str, str] | None = None
+) -> list[Plan]:
     """Every target in every precision asked for: ``auto``, or names joined by commas.
 
-    Raises ``UnknownName``, ``MissingRuntime`` or ``UnsupportedRecipe``, before any work.
+    Raises ``UnknownName``, ``MissingRuntime``, ``UnsupportedRecipe`` or ``UsageError``, before
+    any work.
     """
+    options = options or {}
+    known = backend_options()
+    for name in options:
+        if name not in known:
+            raise UnknownName("option", name, known)
     names = list(backend_names()) if list(targets) == ["all"] else list(targets)
     if not names:
         raise UsageError("no target was named; see edgekit list targets.")
     asked = [
         None if name == "auto" else recipe_from_precision(name) for name in precision.split(",")
     ]
-    backends = [backend(name) if isinstance(name, str) else name for name in names]
+    backends = [configured(name, options) if isinstance(name, str) else name for name in names]
     plans = [Plan(each, supported_recipe(each, recipe)) for each in backends for recipe in asked]
     return list({(p.backend.name, p.recipe.precision): p for p in plans}.values())
 
@@ -90,6 +101,7 @@ def export(
     samples: Path | None = None,
     overwrite: bool = False,
     unproven_ok: bool = False,
+    options: Mapping[str, str] | None = None,
     report: Report = _silent,
 ) -> Bundle:
     """Capture, lower, run and prove ``model`` for every target, and write the bundle ``out``.
@@ -98,11 +110,12 @@ def export(
     ``inputs`` are example tensors (one, a sequence, or a mapping by name), or texts such as
     ``"x=batch:1..8x3x224x224"``. Every artifact is compared with the eager float32 module on
     the samples; one that drifts raises ``NotProven`` and nothing is written, unless
-    ``unproven_ok``, which the manifest then records. ``report`` hears of each step.
+    ``unproven_ok``, which the manifest then records. ``options`` are settings of targets, such
+    as ``{"coreml-minimum": "iOS18"}``. ``report`` hears of each step.
     """
     out = Path(out)
     check_destination(out, overwrite=overwrite)
-    plans = plan(targets, precision)
+    plans = plan(targets, precision, options)
     resolved = resolve(model, inputs, weights=weights, samples=samples)
     captures = Captures(resolved, report)
     made = [_make(each, captures, report) for each in plans]
@@ -149,10 +162,11 @@ def check(
     targets: Sequence[str | Backend],
     precision: str = "auto",
     weights: Path | None = None,
+    options: Mapping[str, str] | None = None,
     report: Report = _silent,
 ) -> dict[str, list[Finding]]:
     """What each target would refuse or leave outside its delegate, by artifact name."""
-    plans = plan(targets, precision)
+    plans = plan(targets, precision, options)
     captures = Captures(resolve(model, inputs, weights=weights), report)
     found = {}
     for each in plans:

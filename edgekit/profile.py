@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import host
+from edgekit.artifact import Artifact
 from edgekit.bundle import Bundle
+from edgekit.contract import Emulation
 from edgekit.errors import NoisyMachine, RuntimeFailed
+from edgekit.registry import backend
 
 # Another process on this many cores, or a tail this long, and the median is not the model's.
 MOST_OTHERS = 0.25
@@ -89,6 +92,8 @@ def profile(
     figure cannot be trusted, unless ``noisy_ok``. The result goes into the bundle as perf.json.
     """
     artifact = bundle.artifact(name)
+    if reason := unmeasurable(artifact):
+        raise RuntimeFailed(reason)
     threads = threads or host.cores()
     raw = _in_fresh_process(bundle.folder, artifact.name, threads, runs)
     measurement = Measurement(
@@ -108,6 +113,13 @@ def profile(
     if save:
         bundle.write_measurement(artifact.name, measurement.to_json())
     return measurement
+
+
+def unmeasurable(artifact: Artifact) -> str:
+    """Why timing ``artifact`` here would say nothing of the device, or ""."""
+    adapter = backend(artifact.target)
+    how = adapter.emulation if isinstance(adapter, Emulation) else ""
+    return how and f"{artifact.name} is run by an interpreter here; to measure it, {how}."
 
 
 def _in_fresh_process(folder: Path, name: str, threads: int, runs: int) -> dict[str, Any]:

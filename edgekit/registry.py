@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-from edgekit.contract import Backend, Preferences, Zoo
+from edgekit.contract import Backend, Configurable, Option, Preferences, Zoo
 from edgekit.errors import EdgekitError, MissingRuntime, UnknownName, UnsupportedRecipe
 from edgekit.model import Model
 from edgekit.recipe import FP32, Recipe
@@ -30,6 +30,32 @@ def backend(name: str) -> Backend:
     for module in missing_modules(found):
         raise MissingRuntime(name, module)
     return found
+
+
+def configured(name: str, options: Mapping[str, str]) -> Backend:
+    """The adapter called ``name``, set by those of ``options`` that are its own.
+
+    ``options`` are by their names on the command line without dashes, ``coreml-minimum``.
+    Raises ``UnknownName``, ``MissingRuntime`` or ``UsageError``.
+    """
+    found = backend(name)
+    own = {
+        key.removeprefix(f"{name}-"): value
+        for key, value in options.items()
+        if key.startswith(f"{name}-")
+    }
+    return found.with_options(own) if own and isinstance(found, Configurable) else found
+
+
+def backend_options() -> dict[str, Option]:
+    """Every setting of every adapter, by its name on the command line without dashes."""
+    adapters = {name: find_backend(name) for name in backend_names()}
+    return {
+        f"{name}-{option.name}": option
+        for name, adapter in adapters.items()
+        if isinstance(adapter, Configurable)
+        for option in adapter.options
+    }
 
 
 def find_backend(name: str) -> Backend:

@@ -157,9 +157,7 @@ def _convert(program: Program, exported: Any, recipe: Recipe, minimum: str) -> A
 def _output_names(program: Program) -> list[str]:
     """One space of names: an output called like an input gets a suffix."""
     taken = {spec.name for spec in program.inputs}
-    return [
-        f"{spec.name}_output" if spec.name in taken else spec.name for spec in program.outputs
-    ]
+    return [f"{spec.name}_output" if spec.name in taken else spec.name for spec in program.outputs]
 
 
 def _input_types(program: Program) -> list[Any]:

@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, OutputSpec, TensorArgument
 
-from edgekit.graph import quiet
+from edgekit.graph import quiet, with_pool_strides
 from edgekit.image import ImageInput
 from edgekit.program import Program
 
 with quiet():
     from coremltools.converters.mil.frontend.torch import is_torch_fx_node_supported
+
+__all__ = ["PROBABILITIES", "classes", "converter_program", "is_torch_fx_node_supported"]
 
 aten = torch.ops.aten
 PROBABILITIES = "edgekit_probabilities"
@@ -30,7 +32,7 @@ PROBABILITIES = "edgekit_probabilities"
 def converter_program(program: Program) -> ExportedProgram:
     """A copy of the program's graph, repaired and extended for the converter."""
     with quiet():
-        exported = copy.deepcopy(program.exported)
+        exported: ExportedProgram = with_pool_strides(copy.deepcopy(program.exported))
         exported = exported.run_decompositions(_repairs())
         exported = exported.run_decompositions(_for_unsupported(exported))
     _accept_bool_inputs(exported)
@@ -64,7 +66,7 @@ def _repairs() -> dict[Any, Callable[..., Any]]:
 def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     """The converter turns the tanh form silently into the exact one, unless it is written out."""
     if approximate != "tanh":
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]  # the op then stays as it is
     inner = (x + torch.pow(x, 3) * 0.044715) * 0.7978845608028654
     return x * 0.5 * (torch.tanh(inner) + 1.0)
 

@@ -10,6 +10,8 @@ from edgekit.recipe import FP16, Recipe
 with quiet():  # it warns of every torch newer than it was tried with
     import coremltools
 
+__all__ = ["compute_precision", "coremltools"]
+
 
 def compute_precision(recipe: Recipe) -> Any:
     """The precision inside; inputs and outputs stay float32."""

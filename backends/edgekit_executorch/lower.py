@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from edgekit.artifact import Artifact
 from edgekit.contract import Finding
 from edgekit.errors import LoweringFailed, UnsupportedModel
-from edgekit.graph import node_source, op_name, operator_of, quiet
+from edgekit.graph import node_source, op_name, operator_of, quiet, with_pool_strides
 from edgekit.host import installed_version
 from edgekit.program import Program
 from edgekit.recipe import FP32, Recipe
@@ -94,7 +94,7 @@ def _edge(program: Program, recipe: Recipe, recorder: _Recorder) -> Any:
     try:
         with quiet():
             return to_edge_transform_and_lower(
-                _with_strides(exported),
+                with_pool_strides(exported),
                 partitioner=[recorder],
                 # Its check of the op set would stop at the first op; the recorder lists all.
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
@@ -121,14 +121,6 @@ def _kernel(node: torch.fx.Node) -> str | None:
         return str(node.target.to_out_variant().name())  # type: ignore[union-attr]
     except (AttributeError, RuntimeError):
         return None  # then the converter decides, and fails closed
-
-
-def _with_strides(exported: ExportedProgram) -> ExportedProgram:
-    """Write out the stride that ``F.max_pool2d(x, 2)`` leaves out: the converter reads it."""
-    for node in exported.graph.nodes:
-        if node.target is torch.ops.aten.max_pool2d.default and len(node.args) == 2:
-            node.args = (*node.args, node.args[1])
-    return exported
 
 
 def artifact_from_program(program: Program, recipe: Recipe) -> Artifact:

@@ -21,7 +21,7 @@ def program_in_precision(program: Program, recipe: Recipe) -> ExportedProgram:
         return program.exported
     # A copy: half() would change the weights that other targets are still to be made from.
     with quiet():
-        module = copy.deepcopy(program.exported.module()).half()
+        module = _made_in_half(copy.deepcopy(program.exported.module())).half()
     try:
         return export_module(_HalfInside(module), program.inputs)
     except (CaptureFailed, RuntimeError) as cause:
@@ -30,6 +30,20 @@ def program_in_precision(program: Program, recipe: Recipe) -> ExportedProgram:
             "with dtype=torch.float32 inside forward; take the dtype of an input instead, or use "
             "--precision fp32."
         ) from cause
+
+
+# Ops that make a tensor from nothing: a recurrent layer's first state, a mask.
+_FACTORIES = ("zeros", "ones", "full", "empty", "scalar_tensor", "arange")
+
+
+def _made_in_half(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """``half()`` converts weights alone; what the graph makes in float32 would meet them."""
+    for node in module.graph.nodes:
+        name = getattr(node.target, "__name__", "").partition(".")[0]
+        if name in _FACTORIES and node.kwargs.get("dtype") == torch.float32:
+            node.update_kwarg("dtype", torch.float16)
+    module.recompile()
+    return module
 
 
 class _HalfInside(nn.Module):

@@ -16,15 +16,18 @@ from edgekit.graph import node_source, op_name
 from edgekit.host import installed_version
 from edgekit.onnx_export import (
     Exported,
-    findings_from_program as onnx_findings,
     onnx_from_program,
     opsets,
     serialized,
 )
+from edgekit.onnx_export import (
+    findings_from_program as onnx_findings,
+)
 from edgekit.program import Program
 from edgekit.recipe import Recipe
 from edgekit.spec import Dim, TensorSpec
-from edgekit_tensorrt import Settings, build_engine as script
+from edgekit_tensorrt import Settings
+from edgekit_tensorrt import build_engine as script
 from edgekit_tensorrt.processes import Built, ParserError, build_engine, parse_onnx
 from edgekit_tensorrt.quantize import model_in_precision
 from edgekit_tensorrt.versions import PARSERS

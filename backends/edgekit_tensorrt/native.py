@@ -79,7 +79,4 @@ class EngineSession:
         with _translated("run the model"):
             answer = self._engine.run(check_arrays(self.inputs, arrays))
         # The file calls an output like an input by another name; the order is the model's.
-        return {
-            spec.name: array
-            for spec, array in zip(self.outputs, answer.values(), strict=True)
-        }
+        return {spec.name: array for spec, array in zip(self.outputs, answer.values(), strict=True)}

@@ -11,12 +11,13 @@ import zlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import BadInput, DamagedFile, UsageError
+from edgekit.spec import TensorSpec
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -62,9 +63,30 @@ class ImageInput:
         pixels = _resize(pixels, self.height, self.width)
         edge = (self.pad, self.pad)
         pixels = np.pad(pixels, (edge, edge, (0, 0)))
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        scaled = (pixels / np.float32(255) - mean) / std
-        return np.ascontiguousarray(scaled.astype(np.float32).transpose(2, 0, 1)[None])
+        return np.ascontiguousarray(self.normalise(pixels.transpose(2, 0, 1)[None]))
+
+    def normalise(self, pixels: NDArray[Any]) -> Floats:
+        """(batch, channels, ...) of 0..255 to what the model takes."""
+        mean, std = self._by_channel(self.mean), self._by_channel(self.std)
+        scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+        return scaled.astype(np.float32)
+
+    def pixels(self, prepared: NDArray[Any]) -> Floats:
+        """The pixels that ``normalise`` made ``prepared`` of; whole ones come back whole."""
+        mean, std = self._by_channel(self.mean), self._by_channel(self.std)
+        pixels = (prepared * std + mean) * np.float32(255)
+        whole = np.rint(pixels)
+        return np.where(np.abs(pixels - whole) < 1e-2, whole, pixels).astype(np.float32)
+
+    def feeds(self, spec: TensorSpec) -> bool:
+        """Whether ``spec`` is the input that this makes, of any size."""
+        channels = spec.shape[1:2] == (self.channels,)
+        return (
+            spec.name == self.name and spec.dtype == "float32" and len(spec.shape) == 4 and channels
+        )
+
+    def _by_channel(self, numbers: tuple[float, ...]) -> Floats:
+        return np.array(numbers, np.float32).reshape(1, -1, 1, 1)
 
     def to_json(self) -> dict[str, object]:
         """Every field by name."""

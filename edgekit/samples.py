@@ -19,9 +19,11 @@ IMAGES = (".png", ".pgm", ".ppm", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 def draw_samples(
-    inputs: Sequence[TensorSpec], *, count: int = RANDOM_SAMPLES
+    inputs: Sequence[TensorSpec], image: ImageInput | None = None, *, count: int = RANDOM_SAMPLES
 ) -> tuple[dict[str, Array], ...]:
     """Seeded random inputs: normal floats, and 0 or 1 for integers (valid for any vocabulary).
+
+    The input that ``image`` prepares gets random pixels, prepared: some targets take pictures.
 
     Named dims take their smallest, largest and middle sizes in turn, so that a proof covers
     the range and not one point of it.
@@ -29,7 +31,7 @@ def draw_samples(
     generator = np.random.default_rng(0)
     choices = list(itertools.islice(itertools.cycle(_size_choices(inputs)), count))
     return tuple(
-        {spec.name: _draw(generator, spec, chosen) for spec in inputs} for chosen in choices
+        {spec.name: _draw(generator, spec, chosen, image) for spec in inputs} for chosen in choices
     )
 
 
@@ -43,8 +45,15 @@ def _size_choices(inputs: Sequence[TensorSpec]) -> list[dict[str, int]]:
     return list(picks)
 
 
-def _draw(generator: np.random.Generator, spec: TensorSpec, chosen: Mapping[str, int]) -> Array:
+def _draw(
+    generator: np.random.Generator,
+    spec: TensorSpec,
+    chosen: Mapping[str, int],
+    image: ImageInput | None,
+) -> Array:
     sizes = spec.sizes(chosen)
+    if image is not None and image.feeds(spec):
+        return image.normalise(generator.integers(0, 256, sizes, dtype=np.uint8))
     if spec.dtype == "float32":
         return generator.standard_normal(sizes, dtype=np.float32)
     return generator.integers(0, 2, sizes).astype(spec.dtype)

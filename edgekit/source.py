@@ -51,7 +51,7 @@ def resolve(
         return found.with_samples(read, f"the user's files: {samples.name}")
     if found.samples:
         return replace(found, samples=regroup(found.samples, found.inputs))
-    return found.with_samples(draw_samples(found.inputs), "random, seed 0")
+    return found.with_samples(draw_samples(found.inputs, found.image), "random, seed 0")
 
 
 def find_torch() -> object | None:

@@ -30,8 +30,6 @@ def _affine_dequantize(given: Parameters) -> tuple[Array, ...]:
     axis = int(given["axis"])
 
     def along(values: Array) -> Array:
-        if not values.ndim:
-            return values
         shape = [1] * data.ndim
         shape[axis] = values.size
         return values.reshape(shape)
@@ -58,7 +56,7 @@ def _flat_lut(packed: Array, table: Array, shape: Array) -> Array:
     bits = table.size.bit_length() - 1
     if table.size != 1 << bits or not 1 <= bits <= 8:
         raise ValueError(f"a table of {table.size} values fits no number of bits")
-    sizes = _sizes(shape, packed.size * 8 // bits)
+    sizes = tuple(shape.tolist())
     dense: Array = table[unpack(packed, bits, prod(sizes))].reshape(sizes)
     return dense
 
@@ -116,14 +114,14 @@ def _blocked(data: Array, groups: Sequence[int]) -> tuple[Array, tuple[int, ...]
 def _sparse_to_dense(given: Parameters) -> tuple[Array, ...]:
     mask = given["mask"]
     if "shape" in given:
-        sizes = _sizes(given["shape"], mask.size * 8)
+        sizes = tuple(given["shape"].tolist())
         mask = unpack(mask, 1, prod(sizes)).reshape(sizes)
     return (_dense(given["nonzero_data"], mask),)
 
 
 def _dense(data: Array, mask: Array) -> Array:
     dense = np.zeros(mask.shape, data.dtype)
-    if np.count_nonzero(mask) != data.size:
+    if np.count_nonzero(mask) != data.size:  # numpy would repeat a single value
         raise ValueError(f"{data.size} values do not fit a mask of {np.count_nonzero(mask)}")
     dense[mask != 0] = data
     return dense
@@ -141,14 +139,6 @@ def _sparse_blockwise_shift_scale(given: Parameters) -> tuple[Array, ...]:
     mask = given["data_mask"]
     data = _dense(given["nonzero_data"], mask)
     return mask, _shift_scaled(data, given["scale"], given.get("offset"))[mask != 0]
-
-
-def _sizes(shape: Array, most: int) -> tuple[int, ...]:
-    """A shape as plain integers, if ``most`` values suffice to fill it."""
-    sizes = tuple(int(size) for size in shape)
-    if min(sizes, default=0) < 0 or prod(sizes) > most:
-        raise ValueError(f"{most} values cannot fill the shape {sizes}")
-    return sizes
 
 
 FORMS: Mapping[str, Callable[[Parameters], tuple[Array, ...]]] = {

@@ -10,7 +10,7 @@ of it and no bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -224,14 +224,14 @@ class _Run:
         given: Mapping[str, Any],
         variable: Variable,
         result: Tensor,
-        precise: Any,
+        precise: Tensor,
     ) -> None:
         own = operation.type in CONTROL or operation.type in _STATEFUL
         if self._interpreter.overflow is not None or variable.dtype != "fp16" or own:
             return
         if _finite(result) or not all(map(_finite, given.values())):
             return
-        magnitudes = torch.as_tensor(precise).abs()
+        magnitudes = precise.abs()
         finite = magnitudes[magnitudes.isfinite()]
         largest = float(finite.max()) if finite.numel() else 0.0
         self._interpreter.overflow = Overflow(operation.type, variable.name, largest)
@@ -279,17 +279,18 @@ def _upheld(stored: Tensor) -> Tensor:
 
 def _held(value: Any, variable: Variable) -> Any:
     """A result in the type and shape that its operation declares."""
-    if variable.kind != "tensor" or isinstance(value, str):
-        return value
-    tensor = torch.as_tensor(value)
-    fits = len(variable.shape) == tensor.dim() and all(
-        size is None or size == found
-        for size, found in zip(variable.shape, tensor.shape, strict=True)
-    )
-    if not fits:
+    if not isinstance(value, Tensor):
+        return value  # a list, or what a classifier gives
+    if not _has_shape(variable, value.shape):
         declared = "x".join("?" if size is None else str(size) for size in variable.shape)
-        raise ValueError(f"it gave the shape {tuple(tensor.shape)}, and declares {declared}")
-    return _rounded(tensor, variable.dtype)
+        raise ValueError(f"it gave the shape {tuple(value.shape)}, and declares {declared}")
+    return _rounded(value, variable.dtype)
+
+
+def _has_shape(variable: Variable, shape: Sequence[int]) -> bool:
+    return len(variable.shape) == len(shape) and all(
+        size is None or size == found for size, found in zip(variable.shape, shape, strict=True)
+    )
 
 
 def _rounded(tensor: Tensor, dtype: str) -> Tensor:
@@ -374,9 +375,7 @@ def _fed_input(variable: Variable, feature: Feature, feeds: Mapping[str, Array])
 
 
 def _check_shape(variable: Variable, feature: Feature, shape: tuple[int, ...]) -> None:
-    fits = len(shape) == len(variable.shape) and all(
-        size in (None, found) for size, found in zip(variable.shape, shape, strict=True)
-    )
+    fits = _has_shape(variable, shape)
     if fits and feature.ranges and shape:
         fits = len(feature.ranges) == len(shape) and all(
             low <= size and (high < 0 or size <= high)

@@ -27,6 +27,7 @@ from edgekit_coreml.prepare import (
     PROBABILITIES,
     classes,
     converter_program,
+    image_of,
     is_torch_fx_node_supported,
 )
 from edgekit_coreml.quantize import compute_precision, coremltools
@@ -99,7 +100,7 @@ def artifact_from_program(program: Program, recipe: Recipe, minimum: str) -> Art
             f"coremltools could not convert the model: {first_line(cause)}{advice}"
         ) from cause
     spec = model.get_spec()
-    features = _features(program, spec)
+    features, image = _features(program, spec), image_of(program)
     _describe(spec, program)
     return Artifact(
         target="coreml",
@@ -112,7 +113,7 @@ def artifact_from_program(program: Program, recipe: Recipe, minimum: str) -> Art
             "minimum": minimum,
             "specification": spec.specificationVersion,
             "features": features,
-            "image": program.image.to_json() if program.image else None,
+            "image": image.to_json() if image else None,
             "versions": {name: installed_version(name) for name in ("torch", "coremltools")},
         },
     )
@@ -166,11 +167,11 @@ def _input_types(program: Program) -> list[Any]:
         for spec in program.inputs
         for dim in spec.dims
     }
-    types = []
+    types, image = [], image_of(program)
     for spec in program.inputs:
         shape = tuple(ranges[d.name] if isinstance(d, Dim) else d for d in spec.shape)
-        if program.image is not None and spec.name == program.image.name:
-            types.append(_image_type(spec, program.image, shape))
+        if image is not None and spec.name == image.name:
+            types.append(_image_type(spec, image, shape))
         else:
             dtype = FEATURE_TYPES[spec.dtype]
             types.append(coremltools.TensorType(name=spec.name, shape=shape, dtype=dtype))
@@ -211,15 +212,12 @@ def _describe(spec: Any, program: Program) -> None:
     metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
     metadata.shortDescription = f"{program.name}, exported by edgekit"
     metadata.license = program.licence or "not stated"
-    metadata.userDefined["com.apple.coreml.model.preview.type"] = (
-        "imageClassifier" if classes(program) is not None and program.image else ""
-    )
-    if not metadata.userDefined["com.apple.coreml.model.preview.type"]:
-        del metadata.userDefined["com.apple.coreml.model.preview.type"]
+    if classes(program) is not None and image_of(program) is not None:
+        metadata.userDefined["com.apple.coreml.model.preview.type"] = "imageClassifier"
     for feature in spec.description.input:
-        known = program.image is not None and feature.type.WhichOneof("Type") == "imageType"
+        picture = feature.type.WhichOneof("Type") == "imageType"
         feature.shortDescription = (
-            "a picture; the model scales and normalises it itself" if known else feature.name
+            "a picture; the model normalises it itself" if picture else feature.name
         )
     for feature in spec.description.output:
         feature.shortDescription = {

@@ -95,8 +95,7 @@ class Edges:
         self._names: Mapping[str, str] = provenance.get("features") or {}
         self._image: Mapping[str, Any] | None = provenance.get("image")
         self._labels = [str(label) for label in shipped.manifest["labels"]]
-        names = [output["name"] for output in shipped.manifest["outputs"]]
-        self._outputs = {self._names.get(name, name): name for name in names}
+        self._outputs = {self._feature("output", name): name for name in shipped.outputs}
 
     def feed(self, sample: Mapping[str, Array]) -> dict[str, Any] | None:
         """What Core ML is given for a sample; None where that would have to be a picture."""
@@ -110,8 +109,11 @@ class Edges:
                 value = np.atleast_1d(array).astype(FEEDS.get(array.dtype.name, "int32"))
                 if not np.array_equal(value, np.atleast_1d(array)):
                     raise evidence.NotPossible(f"input {name!r} does not fit Core ML's int32.")
-            feed[self._names.get(name, name)] = value
+            feed[self._feature("input", name)] = value
         return feed
+
+    def _feature(self, side: str, name: str) -> str:
+        return self._names.get(f"{side}.{name}", name)
 
     def answer(self, features: Mapping[str, Any]) -> dict[str, Array]:
         """The model's outputs under the manifest's names and dtypes; the rest is left out."""

@@ -23,7 +23,13 @@ from edgekit.program import Program
 with quiet():
     from coremltools.converters.mil.frontend.torch import is_torch_fx_node_supported
 
-__all__ = ["PROBABILITIES", "classes", "converter_program", "is_torch_fx_node_supported"]
+__all__ = [
+    "PROBABILITIES",
+    "classes",
+    "converter_program",
+    "image_of",
+    "is_torch_fx_node_supported",
+]
 
 aten = torch.ops.aten
 PROBABILITIES = "edgekit_probabilities"
@@ -36,12 +42,21 @@ def converter_program(program: Program) -> ExportedProgram:
         exported = exported.run_decompositions(_repairs())
         exported = exported.run_decompositions(_for_unsupported(exported))
     _accept_bool_inputs(exported)
-    if program.image is not None:
-        _normalise_inside(exported, program.image, [spec.name for spec in program.inputs])
+    if (image := image_of(program)) is not None:
+        _normalise_inside(exported, image, [spec.name for spec in program.inputs])
     if classes(program) is not None:
         _add_probabilities(exported, program)
     exported.graph_module.recompile()
     return exported
+
+
+def image_of(program: Program) -> ImageInput | None:
+    """How pictures become the model's input, where Core ML can take them: one at a time."""
+    image = program.image
+    fits = image is not None and any(
+        image.feeds(spec) and spec.shape[0] == 1 and not spec.dims for spec in program.inputs
+    )
+    return image if fits else None
 
 
 def classes(program: Program) -> int | None:

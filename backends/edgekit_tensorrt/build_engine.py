@@ -160,8 +160,8 @@ def _parse(trt: Any, builder: Any, onnx: bytes, path: Path | None) -> Any:
         for error in errors
     ]
     # Bytes that are no ONNX at all parse without an error, to an empty network.
-    if not lines and not (parsed and network.num_layers and network.num_outputs):
-        lines = _logger(trt).errors or ["it found no layers; the file is no ONNX model"]
+    if not lines and not (parsed and network.num_outputs):
+        lines = _logger(trt).errors or ["it found no outputs; the file is no ONNX model"]
     if lines:
         _logger(trt).errors[:] = lines
         raise _refusal(trt, "cannot take the model")
@@ -200,6 +200,17 @@ def profiles_of(inputs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Shape, S
         )
         for spec in inputs
     }
+
+
+def renamed(answer: Mapping[str, Array], manifest: Mapping[str, Any]) -> dict[str, Array]:
+    """An engine's outputs under the manifest's names.
+
+    ONNX has one space of names: an output called like an input has ``_output`` after it there.
+    """
+    inputs = {spec["name"] for spec in manifest["inputs"]}
+    names = [spec["name"] for spec in manifest["outputs"]]
+    known = {f"{name}_output" if name in inputs else name: name for name in names}
+    return {known[name]: array for name, array in answer.items() if name in known}
 
 
 class Cuda:
@@ -484,7 +495,8 @@ def _prove(
     began = time.perf_counter()
     with Engine(plan, trt) as opened:
         load_ms = 1e3 * (time.perf_counter() - began)
-        got = [shipped.as_declared(opened.run(sample)) for sample in shipped.samples]
+        answers = [renamed(opened.run(sample), shipped.manifest) for sample in shipped.samples]
+        got = [shipped.as_declared(answer) for answer in answers]
         proof = shipped.prove(got, device)
         times = Times([], [])
         if proof["passed"]:

@@ -215,7 +215,12 @@ def _weights(value: Any) -> Weights:
 
 _BITS = {"FLOAT": 32, "HALF": 16, "BF16": 16, "FP8": 8, "E8M0": 8, "INT4": 4, "FP4": 4}
 _BITS |= {"INT8": 8, "UINT8": 8, "INT32": 32, "INT64": 64, "BOOL": 8}
-_NUMPY: dict[str, Any] = {"FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT8": np.int8}
+_NUMPY: dict[str, Any] = {
+    "FLOAT": np.float32,
+    "HALF": np.float16,
+    "BF16": np.uint16,
+    "INT8": np.int8,
+}
 _NUMPY |= {"INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_}
 
 

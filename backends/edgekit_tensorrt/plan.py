@@ -72,12 +72,12 @@ class Plan:
     @property
     def moved_bytes(self) -> int:
         """Bytes of values read and written between kernels."""
-        return _bytes(t for layer in self.layers for t in (*layer.inputs, *layer.outputs))
+        return sum(_bytes(layer.inputs) + _bytes(layer.outputs) for layer in self.layers)
 
     @property
     def constant_bytes(self) -> int:
         """Bytes of weights and scales."""
-        return _bytes(t for layer in self.layers for t in layer.constants)
+        return sum(_bytes(layer.constants) for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
         """The totals, and every layer."""
@@ -92,7 +92,8 @@ class Plan:
 
 
 def _bytes(tensors: Iterable[PlanTensor]) -> int:
-    return sum(tensor.size for tensor in tensors)
+    """A kernel lists a tensor once per slice that it reads; it is counted once."""
+    return sum({tensor.name: tensor.size for tensor in tensors}.values())
 
 
 _LINE = re.compile(

@@ -6,11 +6,14 @@ not be here. A child that hangs, is killed or crashes becomes one sentence, neve
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +26,7 @@ from edgekit_tensorrt.plan import COMPUTE_CAPABILITIES, Plan, plan_from_dump
 
 # Enough for the largest scratch buffers seen, and less than the boards it may run on have.
 WORKSPACE_BYTES = 4 << 30
-# How NVIDIA's libraries, the C library and Python say that an allocation failed.
-_MEMORY = (
-    "bad_alloc",
-    "Cannot allocate memory",
-    "Resource temporarily unavailable",
-    "failed to map segment",
-    "MemoryError",
-    "out of memory",
-)
+_POLL_SECONDS = 0.05
 # What TensorRT proper builds on the machine itself, and TensorRT-RTX has no target for.
 ELSEWHERE = {
     "sm87": "Jetson Orin",
@@ -54,7 +49,9 @@ class ParserError:
     def __str__(self) -> str:
         place = f" in node {self.node!r}" if self.node else ""
         operator = f"{self.operator}{place}: " if self.operator else ""
-        return f"{operator}{self.description} ({self.code})"
+        # The condition that failed, as it stands in the parser's source.
+        reason = "the parser does not know it" if self.description == "false" else self.description
+        return f"{operator}{reason} ({self.code})"
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def parse_onnx(model: bytes | Path, *, seconds: float = 300, memory_gb: float = 
         result = _run({"job": "parse"}, model, folder, limits, doing)
         errors = tuple(ParserError(**error) for error in result.get("errors", ()))
         if not errors:
-            _raise_failure(result, doing, limits)
+            _raise_failure(result, doing)
         network = None if errors else read_network(folder)
     return Parsed(network, errors, tuple(result["warnings"]), result["runtime"])
 
@@ -137,7 +134,7 @@ def build_engine(
         folder = Path(name)
         limits = _Limits(seconds, memory_gb, options=True)
         result = _run(request, model, folder, limits, doing)
-        _raise_failure(result, doing, limits)
+        _raise_failure(result, doing)
         engine = (folder / "engine.bin").read_bytes()
     plan = plan_from_dump(result["layers"])
     return Built(engine, plan, result["seconds"], result["runtime"])
@@ -173,43 +170,68 @@ def _run(
         path = folder / "model.onnx"
         path.write_bytes(model)
     request |= {"model": str(path), "folder": str(folder)}
-    request |= {"memory_bytes": int(limits.memory_gb * 2**30)}
     file = folder / "request.json"
     file.write_text(json.dumps(request), encoding="utf-8")
     log = folder / "stderr.txt"
-    command = [sys.executable, "-m", "edgekit_tensorrt.worker", str(file)]
-    with log.open("wb") as stream:
-        try:
-            # The working directory comes first in the child's path: it must not be the user's.
-            code = subprocess.run(
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                timeout=limits.seconds,
-                check=False,
-            ).returncode
-        except subprocess.TimeoutExpired as cause:
-            raise RuntimeFailed(f"tensorrt could not {doing}: {limits.of_time()}.") from cause
+    code = _watched(
+        [sys.executable, "-m", "edgekit_tensorrt.worker", str(file)], log, limits, doing
+    )
     result = folder / "result.json"
     if code or not result.exists():
         notes = log.read_text(encoding="utf-8", errors="replace")
-        raise RuntimeFailed(f"tensorrt could not {doing}: {_ending(code, notes, limits)}.")
+        raise RuntimeFailed(f"tensorrt could not {doing}: {_ending(code, notes)}.")
     value: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return value
 
 
-def _ending(code: int, notes: str, limits: _Limits) -> str:
+def _watched(command: list[str], log: Path, limits: _Limits, doing: str) -> int:
+    """Run a child that is killed at its limits; its exit code.
+
+    Memory is watched from outside: under setrlimit, a library whose allocation fails may wait
+    for ever for a thread that it could not start. Resident memory is counted, because a GPU
+    driver reserves terabytes of addresses.
+    """
+    end = time.monotonic() + limits.seconds
+    with (
+        log.open("wb") as stream,
+        # The working directory comes first in the child's path: it must not be the user's.
+        subprocess.Popen(
+            command, cwd=log.parent, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+        ) as child,
+    ):
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return child.wait(_POLL_SECONDS)
+                if time.monotonic() > end:
+                    raise RuntimeFailed(f"tensorrt could not {doing}: {limits.of_time()}.")
+                if _peak_bytes(child.pid) > limits.memory_gb * 2**30:
+                    raise RuntimeFailed(f"tensorrt could not {doing}: {limits.of_memory()}.")
+        finally:
+            child.kill()  # nothing, where it has ended
+
+
+def _peak_bytes(process: int) -> int:
+    """The most memory that a process has held at once; 0 once it has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    match = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
+
+
+def _ending(code: int, notes: str) -> str:
     """Why a child ended without a result."""
-    if any(sign in notes for sign in _MEMORY) or code == -signal.SIGKILL:
-        return limits.of_memory()
     last = _shortened([line for line in notes.splitlines() if line.strip()][-1:])
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    if code == -signal.SIGKILL:
+        how = "signal SIGKILL, which Linux sends where memory runs out"
+    else:
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f"its process ended with {how}{last and ': ' + last}"
 
 
-def _raise_failure(result: dict[str, Any], doing: str, limits: _Limits) -> None:
+def _raise_failure(result: dict[str, Any], doing: str) -> None:
     """Raise what the child reported in order, if anything."""
     failed = result.get("failed")
     if failed is None:
@@ -217,8 +239,6 @@ def _raise_failure(result: dict[str, Any], doing: str, limits: _Limits) -> None:
     messages = [ParserError(**error) for error in result.get("errors", ())] or result["messages"]
     if failed == "load" and result["kind"] == MissingRuntime.__name__:
         raise MissingRuntime("tensorrt", MODULES[-1])
-    if any(sign in str(message) for message in messages for sign in _MEMORY):
-        raise RuntimeFailed(f"tensorrt could not {doing}: {limits.of_memory()}.")
     if failed in ("profile", "targets"):
         raise UsageError(f"tensorrt could not {doing}: {messages[0]}.")
     reason = _shortened([str(message) for message in messages])

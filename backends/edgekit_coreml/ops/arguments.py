@@ -71,11 +71,24 @@ def wrapped(indices: Tensor, size: int) -> Tensor:
 
 
 def as_dtype(x: Tensor, dtype: str) -> Tensor:
-    """``x`` in the MIL type of that name: truncated toward zero, wrapped where it does not fit."""
+    """``x`` in the MIL type of that name.
+
+    A float is cut toward zero and held at the ends of the range, as ARM converts; an integer that
+    does not fit wraps.
+    """
     name = dtype.lower()
     if name == "bool":
         return x != 0
-    if x.is_floating_point() and not name.startswith("fp"):
-        # Straight to a narrow type is undefined for values out of its range; by way of int64 wraps.
-        x = x.to(torch.int64)
-    return (x.to(torch.int64) & 0xFFFF if name == "uint16" else x).to(DTYPES[name])
+    if name.startswith("fp"):
+        return x.to(torch.float32)
+    low, high = (0, 0xFFFF) if name == "uint16" else _range(DTYPES[name])
+    if x.is_floating_point():
+        x = x.double().nan_to_num(0.0).clamp(low, high)
+    elif name == "uint16":
+        x = x.to(torch.int32) & high
+    return x.to(torch.int64).to(DTYPES[name])
+
+
+def _range(dtype: torch.dtype) -> tuple[int, int]:
+    limits = torch.iinfo(dtype)
+    return limits.min, limits.max

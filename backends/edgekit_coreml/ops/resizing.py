@@ -85,20 +85,20 @@ def resize(
     Of nearest resizes the reference explains no sampling mode. DEFAULT is known to be that of
     resize_nearest_neighbor; the others take the pixel nearest to the position, of two the later.
     """
-    count = integer(resized_dims)
     if interpolation_mode not in ("LINEAR", "NEAREST_NEIGHBOR"):
         raise ValueError(f"resize has no interpolation mode {interpolation_mode!r}")
-    for axis, target in zip(range(-count, 0), ints(shape)[len(ints(shape)) - count :], strict=True):
-        size = target or x.shape[axis]
-        if interpolation_mode == "LINEAR":
-            positions = axis_grid(sampling_mode, x.shape[axis], size)
-            values = x if x.is_floating_point() else x.float()
-            x = interpolated(values, axis, positions).to(x.dtype)
+    linear, dtype, targets = interpolation_mode == "LINEAR", x.dtype, ints(shape)
+    x = x.float() if linear else x
+    for axis in range(-integer(resized_dims), 0):
+        count = targets[axis] or x.shape[axis]
+        positions = axis_grid(sampling_mode, x.shape[axis], count)
+        if linear:
+            x = interpolated(x, axis, positions)
         elif sampling_mode == "DEFAULT":
-            x = _nearest(x, axis, size)
+            x = _nearest(x, axis, count)
         else:
-            x = nearest(x, axis, axis_grid(sampling_mode, x.shape[axis], size) + 0.5)
-    return x
+            x = nearest(x, axis, positions + 0.5)
+    return x.to(dtype)
 
 
 def _corners(boxes: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import DamagedFile, StorageError, UnknownName, UsageError
 from edgekit.evidence import ON_DEVICE, PERFORMANCE, digest_of
 from edgekit.files import PARTIAL, sha256, staged_folder, storage_errors, write_whole
+from edgekit.layers import Layer, read_layers
 from edgekit.manifest import NAME, Manifest, read_manifest
 from edgekit.program import Reference
 from edgekit.registry import can_run
@@ -57,6 +58,11 @@ class Bundle:
                     provenance=entry.provenance,
                 )
         raise UnknownName("artifact", str(name), self.artifacts)
+
+    def layers(self, name: str) -> list[Layer]:
+        """The eager intermediate values that came with the artifact; none in an old bundle."""
+        (entry,) = (entry for entry in self.manifest.artifacts if entry.name == name)
+        return read_layers(self.folder / entry.layers) if entry.layers else []
 
     def proof(self, name: str) -> Proof:
         """The proof made when the bundle was."""
@@ -222,12 +228,18 @@ def write_bundle(
     proofs: Sequence[Proof],
     reference: Reference,
     readme: str,
+    extra: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
-    """Write all files beside ``folder``, then rename. Raises ``StorageError``."""
+    """Write all files, ``extra`` among them, beside ``folder``, then rename.
+
+    Raises ``StorageError``.
+    """
     check_destination(folder, overwrite=overwrite)
     with staged_folder(folder, replace=overwrite) as temporary:
         _write(temporary / "README.md", readme.encode())
+        for name, data in (extra or {}).items():
+            _write(temporary / name, data)
         for artifact, proof in zip(artifacts, proofs, strict=True):
             for name, content in artifact.files.items():
                 data = content if isinstance(content, bytes) else content.read_bytes()

@@ -19,20 +19,24 @@ from edgekit import doctor
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.classes import top_labels
 from edgekit.errors import EdgekitError, RuntimeFailed, UsageError
-from edgekit.export import check, export
+from edgekit.export import Captures, check, deviations_of, export
 from edgekit.files import write_whole
+from edgekit.layers import LayerDeviation, first_divergence, sentence
 from edgekit.profile import profile, unmeasurable
+from edgekit.program import Reference
 from edgekit.registry import backend, backend_names, backend_options, can_run, zoo_models
 from edgekit.render import (
     Progress,
     bundle_rows,
     bundle_table,
+    layer_table,
     measurement_table,
     op_table,
     table,
 )
 from edgekit.report import html_report
 from edgekit.samples import read_sample
+from edgekit.source import resolve
 from edgekit.spec import Array
 from edgekit.verify import Proof, verify
 
@@ -70,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     exported.add_argument("--unproven-ok", action="store_true", help="keep what failed its proof")
     verified = verb("verify", _verify, "prove a bundle again, on this machine")
     _bundle_arguments(verified)
+    verified.add_argument(
+        "--layers", action="store_true", help="every module's distance from eager; the first off"
+    )
+    verified.add_argument(
+        "--model", help="with --layers: the MODEL that was exported, for runtimes that hide layers"
+    )
+    verified.add_argument("--weights", type=Path, metavar="FILE", help="with --model: its weights")
     profiled = verb("profile", _profile, "latency, load time and memory; refuses a noisy run")
     _bundle_arguments(profiled)
     profiled.add_argument("--threads", type=_positive, help="default: all cores")
@@ -232,8 +243,42 @@ def _verify(asked: Arguments) -> int:
     text = table(("artifact", "proof", "samples", "max abs", "max rel"), rows)
     _warn_of_static(proofs)
     failures = [f"{proof.artifact}: {why}" for proof in proofs for why in proof.failures]
-    _print(asked, [proof.to_json() for proof in proofs], "\n".join([text, *failures]))
+    values = [proof.to_json() for proof in proofs]
+    texts = ["\n".join([text, *failures])]
+    if asked.layers:
+        for proof, value in zip(proofs, values, strict=True):
+            found, why = _layers(asked, bundle, proof.artifact, reference)
+            value["layers"] = [deviation.to_json() for deviation in found]
+            value["first_divergence"] = why
+            texts.append(layer_table(proof.artifact, found, why))
+    _print(asked, values, "\n\n".join(texts))
     return 1 if failures else 0
+
+
+def _layers(
+    asked: Arguments, bundle: Bundle, name: str, reference: Reference
+) -> tuple[list[LayerDeviation], str]:
+    """Each layer's distance from eager, and a sentence on the first beyond the limit."""
+    artifact, layers = bundle.artifact(name), bundle.layers(name)
+    adapter = backend(artifact.target)
+    if not layers:
+        return [], "This bundle was made without the values of layers; export it again."
+    try:
+        found = deviations_of(adapter, artifact, layers, reference)
+        source = asked.model or bundle.manifest.source
+        if not found and (asked.model or source in zoo_models()):
+            captures = Captures(resolve(source, None, weights=asked.weights))
+            program = captures.program(adapter)
+            found = deviations_of(adapter, artifact, layers, reference, program=program)
+    except EdgekitError as reason:
+        return [], f"The layers cannot be shown: {reason}"
+    if not found:
+        return [], (
+            f"{artifact.target} hides its layers; say which model was exported, "
+            "--model path/to/file.py:factory, and it is lowered again with every layer returned."
+        )
+    first = first_divergence(found)
+    return found, sentence(first, artifact.recipe.precision) if first else ""
 
 
 def _runnable(bundle: Bundle, name: str | None) -> list[str]:

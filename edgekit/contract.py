@@ -144,6 +144,15 @@ class Evidence(Protocol):
 
 
 @runtime_checkable
+class Inside(Protocol):
+    """A session that shows the intermediate values of the very artifact it runs."""
+
+    def layers(self, arrays: Arrays) -> dict[str, Array]:
+        """Every value by the name of the captured graph's node that made it."""
+        ...
+
+
+@runtime_checkable
 class Emulation(Protocol):
     """A backend whose sessions may be an interpreter here, whose times would say nothing."""
 

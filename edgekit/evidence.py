@@ -153,7 +153,7 @@ def _deviation(
         max_abs_error=largest,
         max_rel_error=max((_max_rel_error(b, a, floor) for b, a in pairs), default=0.0),
         cosine=min((_cosine(b, a) for b, a in pairs), default=1.0),
-        sqnr_db=min((_sqnr_db(b, a) for b, a in pairs), default=math.inf),
+        sqnr_db=min((sqnr_db(b, a) for b, a in pairs), default=math.inf),
         top1_agreement=_top1_agreement(pairs, limits.max_rel_error),
         equal=None,
     )
@@ -176,7 +176,8 @@ def _cosine(b: Floats, a: Floats) -> float:
     return min(1.0, float((a * b).sum()) / length)
 
 
-def _sqnr_db(b: Floats, a: Floats) -> float:
+def sqnr_db(b: Floats, a: Floats) -> float:
+    """Of ``a`` from the true ``b``: infinite where they are equal."""
     noise, signal = float(((a - b) ** 2).sum()), float((b**2).sum())
     if noise == 0:
         return math.inf

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact
 from edgekit.bundle import Bundle, check_destination, write_bundle
 from edgekit.card import readme
-from edgekit.contract import Backend, Finding, Preferences
+from edgekit.contract import Backend, Finding, Inside, Preferences
 from edgekit.errors import RuntimeFailed, UnknownName, UsageError
 from edgekit.host import installed_version
+from edgekit.layers import (
+    Layer,
+    LayerDeviation,
+    compare_layers,
+    first_divergence,
+    layers_to_bytes,
+    sentence,
+)
 from edgekit.manifest import ArtifactEntry, Manifest
 from edgekit.model import Model
 from edgekit.program import Program, Reference
 from edgekit.recipe import FP32, Recipe, recipe_from_precision
 from edgekit.registry import backend_names, backend_options, configured, supported_recipe
 from edgekit.source import Inputs, resolve
-from edgekit.verify import Proof, verify
+from edgekit.spec import TensorSpec
+from edgekit.verify import Proof, limits_of, verify
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,7 +77,7 @@ def plan(
 
 
 class Captures:
-    """The model captured once for each form that a target prefers."""
+    """The model captured once for each form that a target prefers, and run node by node."""
 
     def __init__(self, model: Model, report: Report = _silent) -> None:
         from edgekit.capture import reference_from
@@ -77,17 +86,34 @@ class Captures:
         report("running the eager model on its samples")
         self.reference: Reference = reference_from(model)
         self._programs: dict[str | None, Program] = {}
+        self._layers: dict[str | None, list[Layer]] = {}
 
     def program(self, adapter: Backend) -> Program:
         """The program in the form that ``adapter`` is fast on."""
         from edgekit.capture import capture
 
-        has_forms = self.model.deploy is not None
-        form = adapter.form if has_forms and isinstance(adapter, Preferences) else None
+        form = self._form(adapter)
         if form not in self._programs:
             self._report("capturing the model" + (f" in {form} form" if form else ""))
             self._programs[form] = capture(self.model, self.reference, form=form)
         return self._programs[form]
+
+    def _form(self, adapter: Backend) -> str | None:
+        has_forms = self.model.deploy is not None
+        return adapter.form if has_forms and isinstance(adapter, Preferences) else None
+
+    def layers(self, adapter: Backend) -> list[Layer]:
+        """The eager values of every node of that program."""
+        from edgekit.trace import layers_from_program
+
+        form = self._form(adapter)
+        if form not in self._layers:
+            self._layers[form] = layers_from_program(self.program(adapter))
+        return self._layers[form]
+
+    def layers_file(self, adapter: Backend) -> str:
+        """Where a bundle keeps them."""
+        return f"layers/{self._form(adapter) or 'model'}.npz"
 
 
 def export(
@@ -120,6 +146,11 @@ def export(
     captures = Captures(resolved, report)
     made = [_make(each, captures, report) for each in plans]
     overrides = []
+    report("keeping the eager values of every layer")
+    layers = {
+        captures.layers_file(each.backend): layers_to_bytes(captures.layers(each.backend))
+        for each in plans
+    }
     for artifact, proof in made:
         if not proof.passed and unproven_ok:
             overrides.append(f"{artifact.name} was kept unproven: {' '.join(proof.failures)}")
@@ -127,7 +158,20 @@ def export(
             proof.require()
     artifacts, proofs = [artifact for artifact, _ in made], [proof for _, proof in made]
     source = model if isinstance(model, str) else "a module passed from Python"
-    manifest = _manifest(resolved, source, captures.reference, artifacts, overrides)
+    entries = [
+        ArtifactEntry(
+            artifact.target,
+            artifact.recipe,
+            artifact.main,
+            tuple(artifact.files),
+            artifact.provenance,
+            captures.layers_file(each.backend),
+        )
+        for artifact, each in zip(artifacts, plans, strict=True)
+    ]
+    manifest = _manifest(
+        resolved, source, captures.reference, artifacts[0].outputs, entries, overrides
+    )
     report(f"writing {out}")
     return write_bundle(
         out,
@@ -136,6 +180,7 @@ def export(
         proofs=proofs,
         reference=captures.reference,
         readme=readme(manifest, proofs, resolved.card),
+        extra=layers,
         overwrite=overwrite,
     )
 
@@ -147,12 +192,56 @@ def _make(each: Plan, captures: Captures, report: Report) -> tuple[Artifact, Pro
     artifact = each.backend.lower(program, each.recipe)
     report(f"proving {name} on {len(captures.reference.samples)} samples")
     try:
-        return artifact, verify(each.backend, artifact, captures.reference)
+        proof = verify(each.backend, artifact, captures.reference)
+        return artifact, proof if proof.passed else _explained(proof, each, artifact, captures)
     except RuntimeFailed as cause:
         advice = "" if each.recipe == FP32 else " Try --precision fp32."
         raise RuntimeFailed(
             f"{name} was made, but its runtime refuses it: {cause}{advice}"
         ) from cause
+
+
+def _explained(proof: Proof, each: Plan, artifact: Artifact, captures: Captures) -> Proof:
+    """A proof that failed, with the first layer that differs, where the session can show it."""
+    from edgekit.trace import source_of
+
+    program = captures.program(each.backend)
+    found = deviations_of(
+        each.backend, artifact, captures.layers(each.backend), captures.reference, program=program
+    )
+    first = first_divergence(found)
+    if first is None:
+        return proof
+    why = sentence(first, artifact.recipe.precision, source_of(program, first.node))
+    return replace(proof, failures=(*proof.failures, why))
+
+
+def deviations_of(
+    backend: Backend,
+    artifact: Artifact,
+    layers: Sequence[Layer],
+    reference: Reference,
+    *,
+    program: Program | None = None,
+) -> list[LayerDeviation]:
+    """How far each layer of ``artifact`` is from the eager one, on the first sample.
+
+    A runtime that shows nothing of its inside needs ``program``: the same program is lowered
+    again, with every layer among its outputs. Without it there is nothing to compare: [].
+    """
+    sample, names = reference.samples[0], [layer.node for layer in layers]
+    with backend.open(artifact) as session:
+        if isinstance(session, Inside):
+            found = session.layers(sample)
+        elif program is None:
+            return []
+        else:
+            from edgekit.trace import revealing
+
+            shown = backend.lower(revealing(program, names), artifact.recipe)
+            with backend.open(shown) as other:
+                found = other.run(sample)
+    return compare_layers(layers, found, limits_of(artifact).sqnr_db)
 
 
 def check(
@@ -181,7 +270,8 @@ def _manifest(
     model: Model,
     source: str,
     reference: Reference,
-    artifacts: Sequence[Artifact],
+    outputs: tuple[TensorSpec, ...],
+    entries: Sequence[ArtifactEntry],
     overrides: Sequence[str],
 ) -> Manifest:
     versions = {tool: installed_version(tool) for tool in _TOOLS}
@@ -189,14 +279,11 @@ def _manifest(
         model=model.name,
         source=Path(source).name,  # the folders of the maker's machine are nobody's business
         licence=model.licence,
-        inputs=artifacts[0].inputs,
-        outputs=artifacts[0].outputs,
+        inputs=model.inputs,
+        outputs=outputs,
         image=model.image,
         labels=model.labels,
-        artifacts=tuple(
-            ArtifactEntry(a.target, a.recipe, a.main, tuple(a.files), a.provenance)
-            for a in artifacts
-        ),
+        artifacts=tuple(entries),
         samples=tuple(f"samples/{index:04}.npz" for index in range(len(reference.samples))),
         samples_source=reference.source,
         versions={tool: version for tool, version in versions.items() if version},

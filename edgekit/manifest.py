@@ -32,6 +32,7 @@ class ArtifactEntry:
     main: str
     files: tuple[str, ...]
     provenance: Mapping[str, object]
+    layers: str = ""  # the bundle's file of eager intermediate values, or ""
 
     @property
     def name(self) -> str:
@@ -46,6 +47,7 @@ class ArtifactEntry:
             "main": self.main,
             "files": list(self.files),
             "provenance": dict(self.provenance),
+            "layers": self.layers,
         }
 
 
@@ -156,6 +158,7 @@ def _entry_from_json(value: dict[str, Any]) -> ArtifactEntry:
         main=_text(value["main"]),
         files=_texts(value["files"]),
         provenance=value["provenance"],
+        layers=_text(value.get("layers", "")),
     )
 
 
@@ -181,7 +184,8 @@ def _refuse_unlisted(path: Path, manifest: Manifest) -> None:
         for entry in manifest.artifacts
         for name in (entry.main, *entry.files, "proof.json")
     ]
-    listed = [*manifest.samples, *inside]
+    layers = [entry.layers for entry in manifest.artifacts if entry.layers]
+    listed = [*manifest.samples, *layers, *inside]
     unlisted = [name for name in listed if name not in manifest.files]
     if unlisted:
         raise DamagedFile(f"{path} gives no hash for {unlisted[0]!r}. {_REMEDY}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from edgekit.bundle import Bundle
+from edgekit.layers import LayerDeviation, by_module
 from edgekit.profile import Measurement
 
 
@@ -103,6 +105,23 @@ def op_table(ops: Sequence[Mapping[str, object]], count: int = 10) -> str:
         for op, time_us in list(zip(ops, times, strict=True))[:count]
     ]
     return table(("op", "node", "microseconds", "share"), rows)
+
+
+def layer_table(artifact: str, found: Sequence[LayerDeviation], why: str) -> str:
+    """What each module returns, against eager; the first layer that differs, in a sentence."""
+    rows = [
+        (
+            each.module or "(the model)",
+            each.op,
+            each.node,
+            "equal" if each.sqnr_db == math.inf else f"{each.sqnr_db:.1f} dB",
+            "diverges" if each.diverges else "ok",
+        )
+        for each in by_module(found)
+    ]
+    header = ("module", "op", "node", "SQNR", "")
+    drawn = table(header, rows) if rows else ""
+    return "\n".join(part for part in (f"{artifact}, by module:", drawn, why) if part)
 
 
 class Progress:

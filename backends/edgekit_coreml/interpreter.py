@@ -125,7 +125,8 @@ class Interpreter:
     ) -> dict[str, object]:
         """Outputs by feature name; ``state`` is changed. Raises ``BadInput``, ``RuntimeFailed``."""
         if self.unknown_ops:
-            raise _failed(f"the operations {', '.join(self.unknown_ops)} are not known here")
+            unknown = ", ".join(map(shown, self.unknown_ops))
+            raise _failed(f"the operations {unknown} are not known here")
         self.overflow = None
         fed = _fed(self._function, feeds)
         held = self.new_state() if state is None else _checked_state(self._function, state)
@@ -248,7 +249,8 @@ def _naming(operation: Operation) -> Iterator[None]:
         yield
     except RuntimeFailed:
         raise
-    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as why:
+    # A damaged program can give a function anything, and functions answer as Python does.
+    except Exception as why:
         raise _failed(f"{operation.type} {shown(operation.name)}: {first_line(why)}") from why
 
 

@@ -354,7 +354,7 @@ class _Weights:
             raise damaged(f"{where} does not begin as a record does")
         if code != dtype.blob:
             raise damaged(f"{where} has another dtype than the program says, {dtype.name}")
-        if size != -(-bits // 8) or (dtype.bits < 8 and unused != size * 8 - bits):
+        if size != -(-bits // 8) or unused != size * 8 - bits:
             raise damaged(f"{where} holds {size} bytes, and its shape needs {-(-bits // 8)}")
         if start != offset + _ALIGNMENT or start + size > self._bytes.size:
             raise damaged(f"{where} has its data outside the file, or not behind itself")
@@ -504,11 +504,11 @@ def _immediate(found: Any, dtype: Dtype, shape: tuple[int, ...]) -> Constant:
         return Constant(dtype.name, shape, texts=tuple(values))
     if which == "bytes":
         return Constant(dtype.name, shape, np.frombuffer(bytearray(values), np.uint8))
-    try:
-        array = np.array(values, dtype.numpy)
-    except OverflowError as cause:
-        raise damaged(f"a constant of type {dtype.name} has a value beyond it") from cause
-    return Constant(dtype.name, shape, array.view(np.uint8))
+    array = np.array(values, np.int64 if which in ("ints", "longInts") else dtype.numpy)
+    fitting = array.astype(dtype.numpy)
+    if which in ("ints", "longInts") and not np.array_equal(array, fitting):
+        raise damaged(f"a constant of type {dtype.name} has a value beyond it")
+    return Constant(dtype.name, shape, fitting.view(np.uint8))
 
 
 def _check_const(operation: Operation) -> None:

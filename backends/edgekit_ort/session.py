@@ -7,6 +7,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from edgekit.artifact import Artifact
 from edgekit.contract import OpTime
-from edgekit.errors import RuntimeFailed
+from edgekit.errors import MissingRuntime, RuntimeFailed
 from edgekit.spec import Array, Arrays, TensorSpec, check_arrays
 
 # Every exception class of the runtime; a test fails when a new version adds one.
@@ -106,6 +107,28 @@ class OrtSession:
             spec.name: np.asarray(result)
             for spec, result in zip(self.outputs, results, strict=True)
         }
+
+    def layers(self, arrays: Arrays) -> dict[str, Array]:
+        """Every value by name: the same file, each value among its outputs. Needs onnx."""
+        if find_spec("onnx") is None:  # a device has the runtime alone
+            raise MissingRuntime("showing layers of onnxruntime", "onnx", extra="export")
+        import onnx
+
+        feeds = check_arrays(self.inputs, arrays)
+        source = self._artifact.source
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        model = onnx.load_from_string(content)
+        known = {value.name for value in model.graph.output}
+        names = [name for node in model.graph.node for name in node.output if name]
+        shown = [onnx.ValueInfoProto(name=name) for name in names if name not in known]
+        model.graph.output.extend(shown)
+        with _translated("show its layers"):
+            session = onnxruntime.InferenceSession(
+                model.SerializeToString(), self._options(), providers=["CPUExecutionProvider"]
+            )
+            results = session.run(None, feeds)
+        every = [output.name for output in session.get_outputs()]
+        return {name: np.asarray(result) for name, result in zip(every, results, strict=True)}
 
     def op_timings(self, arrays: Arrays, runs: int) -> list[OpTime]:
         """Mean time of each node over ``runs`` runs after one to warm up, longest first."""

@@ -78,5 +78,8 @@ class EngineSession:
         assert self._engine is not None, "the session is not open"
         with _translated("run the model"):
             answer = self._engine.run(check_arrays(self.inputs, arrays))
-        # The file calls an output like an input by another name; the order is the model's.
-        return {spec.name: array for spec, array in zip(self.outputs, answer.values(), strict=True)}
+        edges = {
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+        }
+        return build_engine.renamed(answer, edges)

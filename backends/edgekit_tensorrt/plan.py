@@ -99,7 +99,7 @@ def _bytes(tensors: Iterable[PlanTensor]) -> int:
 _LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: (?P<inputs>\[.*?\]), "
     r"(?:Constants: (?P<constants>.*?), )?Outputs: (?P<outputs>\[.*?\]), "
-    r"TacticName: (?P<tactic>.*?), StreamId: \d+, Metadata: (?P<metadata>.*)"
+    r"TacticName: (?P<tactic>.*?), StreamId: \d+, Metadata: ?(?P<metadata>.*)"
 )
 _TENSOR = re.compile(r"Name: ([^,]+), Dimensions: \[([^\]]*)\].*?Datatype: (\w+)")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")

@@ -36,6 +36,7 @@ from edgekit.render import (
 )
 from edgekit.report import html_report
 from edgekit.samples import read_sample
+from edgekit.sarif import sarif_from_findings
 from edgekit.source import resolve
 from edgekit.spec import Array
 from edgekit.verify import Proof, verify
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     verb("doctor", _doctor, "versions, conflicts, and the line that repairs each")
     checked = verb("check", _check, "every op that a target would refuse or run slowly")
     _model_arguments(checked)
+    checked.add_argument("--sarif", type=Path, metavar="FILE", help="also as SARIF, for reviews")
     exported = verb("export", _export, "make and prove artifacts")
     _model_arguments(exported)
     exported.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
@@ -161,16 +163,24 @@ def _list(asked: Arguments) -> int:
 
 
 def _doctor(asked: Arguments) -> int:
-    checks = doctor.examine()
+    checks, conflicts, targets = doctor.examine(), doctor.conflicts(), doctor.targets()
     rows = [(c.name, c.installed or "missing", c.wanted, c.repair or "ok") for c in checks]
-    _print(
-        asked,
-        [entry.to_json() for entry in checks],
+    states = [(target.name, target.state, doctor.making(target)) for target in targets]
+    texts = [
         table(("what", "installed", "tried with", "repair"), rows),
-    )
+        table(("target", "to run it", "to make it"), states),
+        *(f"why: {entry.name} {entry.wanted}: {entry.why}" for entry in checks if entry.conflicts),
+        *(f"conflict: {conflict}" for conflict in conflicts),
+    ]
+    document = {
+        "packages": [entry.to_json() for entry in checks],
+        "targets": [target.to_json() for target in targets],
+        "conflicts": [conflict.to_json() for conflict in conflicts],
+    }
+    _print(asked, document, "\n\n".join(texts))
     # What is missing may not be wanted here; a version that was not tried is trouble.
-    conflict = any(entry.repair and entry.installed for entry in checks)
-    return 3 if conflict or not any(target.state == "ready" for target in doctor.targets()) else 0
+    wrong = bool(conflicts) or any(entry.conflicts for entry in checks)
+    return 3 if wrong or not any(target.state == "ready" for target in targets) else 0
 
 
 def _check(asked: Arguments) -> int:
@@ -188,6 +198,9 @@ def _check(asked: Arguments) -> int:
     for name, findings in found.items():
         lines.append(f"{name}: {len(findings) or 'no'} finding{'s' * (len(findings) != 1)}")
         lines += [f"  - {finding}" for finding in findings]
+    if asked.sarif:
+        text = json.dumps(sarif_from_findings(found), indent=1) + "\n"
+        write_whole(asked.sarif, text.encode())
     listed = {name: [finding.to_json() for finding in found[name]] for name in found}
     _print(asked, listed, "\n".join(lines))
     refused = any(f.effect == "refused" for findings in found.values() for f in findings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires
+from importlib.util import find_spec
 
 from edgekit.errors import DISTRIBUTION
 from edgekit.host import installed_version
@@ -20,6 +21,36 @@ class Check:
     installed: str | None
     wanted: str
     repair: str
+
+    @property
+    def conflicts(self) -> bool:
+        """Whether it is there in a version that was not tried."""
+        return bool(self.installed and self.repair)
+
+    @property
+    def why(self) -> str:
+        """Why this version and no other."""
+        return _REASONS.get(self.name, "these versions were tried together, others were not")
+
+    def to_json(self) -> dict[str, object]:
+        """Every field."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """An installed package that another installed one cannot work with."""
+
+    package: str
+    requirement: str
+    name: str
+    installed: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.package} requires {self.requirement}, and {self.name} {self.installed} is "
+            "installed; install what edgekit pins for both, or keep them in two environments."
+        )
 
     def to_json(self) -> dict[str, object]:
         """Every field."""
@@ -61,6 +92,16 @@ _REQUIREMENT = re.compile(
     r"(?P<name>[\w.-]+)(?P<wanted>[^;]*?)\s*(;\s*extra\s*==\s*['\"](?P<extra>[\w-]+)['\"])?\s*"
 )
 _DEVELOPERS = ("dev",)
+_REASONS = {
+    "torch": "ExecuTorch's wheel is built for it, and the preflight for ONNX asks its own names",
+    "onnx": "the exporter of this torch writes for it",
+    "onnxscript": "the exporter of this torch calls it",
+    "onnxruntime": "newer ones were not tried; on ARM64 boards 1.23.2 runs and 1.32 crashed",
+    "executorch": "its program format and its Python names change with every version",
+    "coremltools": "the interpreter was proven on what this converter writes",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13": "it carries TensorRT-RTX 1.7.1, which the bindings name",
+    "tensorrt-rtx-cu13-bindings": "they load the libraries of exactly this build",
+}
 
 
 def examine() -> list[Check]:
@@ -78,6 +119,40 @@ def examine() -> list[Check]:
         if match and match["extra"] not in _DEVELOPERS:
             checks.append(_check(match["name"], match["wanted"].strip(), match["extra"] or ""))
     return checks
+
+
+def conflicts() -> list[Conflict]:
+    """Installed packages among ours whose own requirements another installed one does not meet.
+
+    Needs ``packaging``, which every runtime brings along; without it nothing is known.
+    """
+    if find_spec("packaging") is None:
+        return []
+    from packaging.requirements import Requirement
+
+    found = []
+    for entry in examine():
+        for text in (requires(entry.name) or []) if entry.installed else []:
+            wanted = Requirement(text)
+            if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+                continue
+            installed = installed_version(wanted.name)
+            # A local part, as in 2.13.0+cpu, is the same version for this purpose.
+            if installed and not wanted.specifier.contains(installed, prereleases=True):
+                package = f"{entry.name} {entry.installed}"
+                found.append(
+                    Conflict(package, f"{wanted.name}{wanted.specifier}", wanted.name, installed)
+                )
+    return found
+
+
+def making(target: Target) -> str:
+    """``ready``, or what making artifacts for ``target`` needs beyond running them."""
+    missing = [entry.name for entry in examine() if entry.extra == "export" and not entry.installed]
+    if not missing:
+        return target.state
+    line = f"pip install '{DISTRIBUTION}[export,{target.name}]'"
+    return f"needs {', '.join(missing)}: {line}"
 
 
 def _check(name: str, wanted: str, extra: str) -> Check:

@@ -22,7 +22,9 @@ Parameters = Mapping[str, Any]
 
 def decode(form: str, parameters: Parameters) -> tuple[Array, ...]:
     """The arrays that the operation ``form`` gives; a sparse form gives its mask and its data."""
-    return FORMS[form](parameters)
+    # What a float16 cannot hold becomes infinite, as everywhere else, and is no warning.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return FORMS[form](parameters)
 
 
 def _affine_dequantize(given: Parameters) -> tuple[Array, ...]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,7 +88,7 @@ def findings_from_program(program: Program, recipe: Recipe) -> list[Finding]:
     """Ops outside the delegate, and those that the runtime has no kernel for at all."""
     recorder = _Recorder(stop=True)
     _edge(program, recipe, recorder)
-    return recorder.findings
+    return [_at_home(finding, program) for finding in recorder.findings]
 
 
 def _edge(program: Program, recipe: Recipe, recorder: _Recorder) -> Any:
@@ -115,6 +118,22 @@ def _finding(node: torch.fx.Node, kernels: set[str]) -> Finding:
     return Finding(name, "outside", source, module, REMEDIES.get(short, _ELSE))
 
 
+# In half precision the graph was captured again, from generated code: "… gelu = torch.ops.…".
+_GENERATED = re.compile(r"<eval_with_key>[^:]*:\d+: (?:(?P<node>\w+) = )?")
+
+
+def _at_home(finding: Finding, program: Program) -> Finding:
+    """The finding with the user's line in place of one of ours."""
+    match = _GENERATED.match(finding.source)
+    if not match:
+        ours = str(Path(__file__).parent) in finding.source
+        return replace(finding, source="") if ours else finding
+    nodes = {node.name: node for node in program.exported.graph.nodes}
+    node = nodes.get(match["node"] or "")
+    source, module = node_source(node) if node is not None else ("", "")
+    return replace(finding, source=source, module=module)
+
+
 def _kernel(node: torch.fx.Node) -> str | None:
     """The name under which the runtime registers a node's kernel; None where it is not known."""
     try:
@@ -128,7 +147,8 @@ def artifact_from_program(program: Program, recipe: Recipe) -> Artifact:
     recorder = _Recorder(stop=False)
     edge = _edge(program, recipe, recorder)
     if recorder.refused:
-        raise UnsupportedModel("executorch", recorder.refused)
+        refused = [_at_home(finding, program) for finding in recorder.refused]
+        raise UnsupportedModel("executorch", refused)
     try:
         with quiet():
             lowered = edge.to_executorch()

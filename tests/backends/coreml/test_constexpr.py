@@ -150,6 +150,13 @@ def test_cast() -> None:
         _decoded("constexpr_cast", source_val=value, output_dtype="int8")
 
 
+def test_what_float16_cannot_hold_is_infinite() -> None:
+    data, scale = np.array([[127, 1]], np.int8), np.array([[1000]], np.float16)
+    assert _decoded("constexpr_blockwise_shift_scale", data=data, scale=scale).tolist() == [
+        [np.inf, 1000]
+    ]
+
+
 ONES = np.ones((2, 4), np.uint8)
 WRONG: list[tuple[str, str, dict[str, Any]]] = [
     ("do not divide data", "blockwise_shift_scale", {"data": ONES, "scale": np.ones((2, 3))}),

@@ -243,7 +243,7 @@ def test_unknown_operations_are_found_before_any_run() -> None:
     package = _built(lambda x: mb.relu(x=mb.sin(x=mb.cos(x=x)), name="y"), ((1,), SINGLE))
     interpreter = Interpreter(package, ops=OPS)
     assert interpreter.unknown_ops == ("cos", "sin")
-    with pytest.raises(RuntimeFailed, match=r"the operations cos, sin are not known here"):
+    with pytest.raises(RuntimeFailed, match=r"the operations 'cos', 'sin' are not known here"):
         interpreter.run({"x": np.zeros(1)})
 
 
@@ -254,6 +254,7 @@ def test_unknown_operations_are_found_before_any_run() -> None:
         (lambda y: y, "relu 'y': .*unexpected keyword argument"),
         (lambda x: x[None], r"relu 'y': it gave the shape \(1, 2\), and declares 2"),
         (lambda x: {}[x], "relu 'y': "),
+        (lambda x: x.nothing, "relu 'y': .*no attribute 'nothing'"),
         (lambda x: 1 // 0, "relu 'y': .*zero"),
     ],
 )

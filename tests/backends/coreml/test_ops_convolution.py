@@ -124,6 +124,14 @@ def test_same_is_torchs_same_for_even_kernels() -> None:
     torch.testing.assert_close(y, module(x).detach())
 
 
+def test_same_needs_no_pad_where_the_stride_skips_the_end() -> None:
+    x, weight = _random(4, 1, 1, 4), torch.ones(1, 1, 1)
+    y = OPS["conv"](x=x, weight=weight, strides=_int32([2]), pad_type="same")
+    torch.testing.assert_close(y, x[..., ::2])
+    bare = OPS["conv"](x=x, weight=weight, pad_type="custom")  # its pad defaults to zeros
+    torch.testing.assert_close(bare, x)
+
+
 def test_conv_quantized_is_conv_of_the_dequantized_weight() -> None:
     codes = torch.randint(0, 256, (4, 2, 3), dtype=torch.uint8)
     scale, offset = torch.rand(4), torch.rand(4)

@@ -348,16 +348,16 @@ def test_resample_pads_with_its_value_and_takes_pixels_or_units() -> None:
 
 
 @few
-@given(sizes, sizes, sizes, sizes, st.integers(1, 2), seeds)
+@given(sizes, sizes, sizes, sizes, st.integers(1, 2), st.booleans(), seeds)
 def test_affine_is_affine_grid(
-    h: int, w: int, new_h: int, new_w: int, matrices: int, seed: int
+    h: int, w: int, new_h: int, new_w: int, matrices: int, aligned: bool, seed: int
 ) -> None:
     x, matrix = _random(seed, 2, 3, h, w), _random(seed + 1, matrices, 6)
     theta = matrix.reshape(matrices, 2, 3).expand(2, 2, 3)
     # Torch puts a single pixel in the middle; the reference's first coordinate is -1.
     if 1 in (new_h, new_w):
         return
-    points = F.affine_grid(theta, [2, 3, new_h, new_w], align_corners=True)
+    points = F.affine_grid(theta, [2, 3, new_h, new_w], align_corners=aligned)
     y = OPS["affine"](
         x=x,
         transform_matrix=matrix,
@@ -367,9 +367,9 @@ def test_affine_is_affine_grid(
         padding_mode="constant",
         padding_value=_number(0.0),
         coordinates_mode="normalized_minus_one_to_one",
-        align_corners=torch.tensor(True),
+        align_corners=torch.tensor(aligned),
     )
-    expected = F.grid_sample(x, points, align_corners=True)
+    expected = F.grid_sample(x, points, align_corners=aligned)
     torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-4)
 
 

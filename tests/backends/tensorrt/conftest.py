@@ -33,7 +33,7 @@ class Constant:
     value: Array
 
 
-Argument = Array | Constant | None
+Argument = Array | Constant | str | None  # a name is another op's output
 
 
 class Ops:
@@ -47,7 +47,7 @@ class Ops:
         self.outputs: list[str] = []
 
     def add(
-        self, operator: str, *arguments: Argument, outputs: int = 1, **attributes: object
+        self, operator: str, *arguments: Argument, outputs: int = 1, **attributes: Any
     ) -> list[str]:
         """Add one op; returns the names of its outputs, which are outputs of the model."""
         names = self.inner(operator, *arguments, outputs=outputs, **attributes)
@@ -55,9 +55,9 @@ class Ops:
         return names
 
     def inner(
-        self, operator: str, *arguments: Argument | str, outputs: int = 1, **attributes: object
+        self, operator: str, *arguments: Argument, outputs: int = 1, **attributes: Any
     ) -> list[str]:
-        """Add one op whose outputs stay inside; an argument may be another op's output."""
+        """Add one op whose outputs stay inside."""
         number = len(self.nodes)
         names = []
         for index, argument in enumerate(arguments):
@@ -100,7 +100,8 @@ class Ops:
         for output in inferred.graph.output:  # of some functions nothing is inferred
             kind = output.type.tensor_type
             kind.elem_type = kind.elem_type or onnx.TensorProto.FLOAT
-        return inferred.SerializeToString()
+        content: bytes = inferred.SerializeToString()
+        return content
 
     def check(self, tolerance: float = 1e-5) -> Network:
         """Both runs agree on every output; the parsed network, for a closer look."""

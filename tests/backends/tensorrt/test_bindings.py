@@ -73,7 +73,7 @@ def test_every_reason_is_told_where_none_loads(
         raise OSError(f"lib{name}.so: cannot open shared object file")
 
     monkeypatch.setattr(bindings, "find_spec", _only("tensorrt", "tensorrt_rtx_bindings"))
-    monkeypatch.setattr(bindings.importlib, "import_module", refuse)
+    monkeypatch.setattr(importlib, "import_module", refuse)
     monkeypatch.setattr(bindings, "library_folder", lambda: None)
     with pytest.raises(RuntimeFailed, match=r"libtensorrt\.so.*libtensorrt_rtx_bindings\.so"):
         bindings.load()

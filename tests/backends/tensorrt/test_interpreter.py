@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -69,6 +68,10 @@ class Segmenter(nn.Module):
         return y
 
 
+def floats(values: list[float]) -> Array:
+    return np.array(values, np.float32)
+
+
 def exported(module: nn.Module, *inputs: Tensor, opset: int = 18) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
@@ -76,9 +79,8 @@ def exported(module: nn.Module, *inputs: Tensor, opset: int = 18) -> bytes:
             module.eval(), inputs, dynamo=True, opset_version=opset, verbose=False
         )
     assert program is not None
-    buffer = io.BytesIO()
-    program.save(buffer)
-    return buffer.getvalue()
+    content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
 def feeds(model: bytes, *inputs: Tensor) -> dict[str, Array]:
@@ -169,7 +171,8 @@ def test_a_size_that_varies(parse_network: Parse, check_model: Check) -> None:
 
 def _model(graph: onnx.GraphProto, opset: int = 18) -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
-    return model.SerializeToString()
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def _info(name: str, dtype: int, shape: list[Any]) -> onnx.ValueInfoProto:
@@ -188,7 +191,7 @@ def test_only_the_branch_taken_is_run(check_model: Check) -> None:
         [_info("x", TensorProto.FLOAT, [3]), _info("condition", TensorProto.BOOL, [])],
         [_info("y", TensorProto.FLOAT, [3])],
     )
-    x = np.float32([1, 2, 3])
+    x = floats([1, 2, 3])
     for condition in (True, False):
         check_model(_model(graph), {"x": x, "condition": np.array(condition)})
 
@@ -299,7 +302,7 @@ def test_brain_floats_come_as_single(parse_network: Parse) -> None:
         [_info("y", dtype, [3])],
         [weight],
     )
-    x = np.float32([1.001, 1.01, 3])
+    x = floats([1.001, 1.01, 3])
     (found,) = NetworkInterpreter(parse_network(_model(graph))).run({"x": x}).values()
     expected = (torch.from_numpy(x).bfloat16() * torch.tensor([1, 2, 3]).bfloat16()).float()
     np.testing.assert_array_equal(found, expected.numpy())
@@ -336,7 +339,7 @@ def test_a_constant_that_could_not_be_read_may_be_given() -> None:
     )
     made = network(hidden, dtype="FP8")
     assert NetworkInterpreter(made).unknown == ("value of the FP8 constant k",)
-    interpreter = NetworkInterpreter(made, constants={"k": np.float32([1, 1000])})
+    interpreter = NetworkInterpreter(made, constants={"k": floats([1, 1000])})
     assert interpreter.unknown == ()
     assert interpreter.run({"x": np.zeros(2, np.float32)})["y"].tolist() == [1, 448]
 
@@ -353,7 +356,7 @@ def test_inputs_must_fit() -> None:
 
 def test_inputs_stay_the_callers_and_outputs_too() -> None:
     interpreter = NetworkInterpreter(network(Layer("IDENTITY", "same", ("x",), ("y",), {})))
-    x = np.float32([1, 2])
+    x = floats([1, 2])
     x.flags.writeable = False
     found = interpreter.run({"x": x})["y"]
     found[:] = 7
@@ -365,7 +368,7 @@ def test_layers_may_stand_in_any_order_and_many_of_them() -> None:
     count = 3000  # more than Python can nest
     chain = [relu("x" if i == 0 else f"t{i - 1}", f"t{i}") for i in range(count)]
     made = network(relu(f"t{count - 1}"), *chain[::-1])
-    assert NetworkInterpreter(made).run({"x": np.float32([-1, 2])})["y"].tolist() == [0, 2]
+    assert NetworkInterpreter(made).run({"x": floats([-1, 2])})["y"].tolist() == [0, 2]
 
 
 def test_values_are_forgotten_once_all_have_read_them() -> None:

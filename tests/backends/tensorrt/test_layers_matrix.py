@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -73,11 +73,11 @@ def test_attention_with_heads_that_share_keys(ops: type[Ops], mask: str) -> None
         for heads, length in ((8, 5), (4, 7), (4, 7))
     )
     allowed = np.tri(5, 7, 2, dtype=np.bool_)
-    given_mask = {
+    masks: dict[str, list[Any]] = {
         "bias": [np.where(allowed, 0, -1e4).astype(np.float16)],
         "allowed": [allowed],
-    }.get(mask, [])
-    graph.add("Attention", query, key, value, *given_mask, is_causal=int(mask == "causal"))
+    }
+    graph.add("Attention", query, key, value, *masks.get(mask, []), is_causal=int(mask == "causal"))
     graph.check(4e-3)
 
 

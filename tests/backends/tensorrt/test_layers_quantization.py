@@ -101,7 +101,7 @@ def test_an_unsigned_quantization_becomes_a_signed_one(
     """The parser does so with a warning; only numbers or dtypes show it."""
     graph = ops()
     zero = ops.constant(0, "uint8")
-    (q,) = graph.inner("QuantizeLinear", np.float32([100, 200]), ops.constant(1.0), zero)
+    (q,) = graph.inner("QuantizeLinear", np.array([100, 200], np.float32), ops.constant(1.0), zero)
     (name,) = graph.add("DequantizeLinear", q, ops.constant(1.0), zero)
     network = parse_network(graph.model())
     (quantize,) = (layer for layer in network.layers if layer.kind == "QUANTIZE")
@@ -147,11 +147,15 @@ def test_quantizing_saturates_and_rounds_ties_to_even() -> None:
 def test_packed_weights_are_unpacked_low_half_first() -> None:
     packed = np.array([0x1F, 0x87], np.uint8)
     four = tensor_from_weights(Weights("INT4", 3, packed))
-    assert four is not None and four.tolist() == [-1, 1, 7]
+    assert four is not None
+    assert four.tolist() == [-1, 1, 7]
     small = tensor_from_weights(Weights("FP4", 4, packed))
-    assert small is not None and small.tolist() == [-6, 0.5, 6, 0]
+    assert small is not None
+    assert small.tolist() == [-6, 0.5, 6, 0]
     half = tensor_from_weights(Weights("BF16", 2, np.array([0x3F80, 0xC000], np.uint16)))
-    assert half is not None and half.tolist() == [1, -2]
+    assert half is not None
+    assert half.tolist() == [1, -2]
     eight = tensor_from_weights(Weights("FP8", 2, np.array([0x38, 0xB8], np.uint8)))
-    assert eight is not None and eight.tolist() == [1, -1]
+    assert eight is not None
+    assert eight.tolist() == [1, -1]
     assert tensor_from_weights(Weights("FP8", 2, None)) is None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 few = settings(derandomize=True, deadline=None, max_examples=4, database=None)
 
-REDUCE = "Sum Mean Max Min Prod L1 L2 SumSquare LogSum LogSumExp".split()
+REDUCE = ["Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp"]
 
 
 @few

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_resize(ops: type[Ops], coordinates: str, scale: float, size: int) -> No
     x = ops.normal(1, 2, 6, 8)
     by_scale = ops.constant([1, 1, scale, 2])
     by_size = ops.constant([1, 2, size, 8], "int64")
-    common = {"coordinate_transformation_mode": coordinates}
+    common: dict[str, Any] = {"coordinate_transformation_mode": coordinates}
     for rounding in ROUNDING:
         graph.add("Resize", x, None, by_scale, nearest_mode=rounding, mode="nearest", **common)
         graph.add("Resize", x, None, None, by_size, nearest_mode=rounding, mode="nearest", **common)
@@ -37,7 +37,11 @@ def test_resize(ops: type[Ops], coordinates: str, scale: float, size: int) -> No
     graph.add("Resize", x, None, None, by_size, mode="linear", **common)
     for coefficient in (-0.75, -0.5):
         for outside in (0, 1):
-            cubic = {"cubic_coeff_a": coefficient, "exclude_outside": outside, "mode": "cubic"}
+            cubic: dict[str, Any] = {
+                "cubic_coeff_a": coefficient,
+                "exclude_outside": outside,
+                "mode": "cubic",
+            }
             graph.add("Resize", x, None, by_scale, **cubic, **common)
             graph.add("Resize", x, None, None, by_size, **cubic, **common)
     graph.check()

@@ -34,7 +34,7 @@ DUMP = f"""Layers:
 Name: conv_myl0_0, LayerType: correlation, Inputs: [ {X}], Constants: [ {W}, {S}], \
 Outputs: [ {A}], TacticName: sm86, StreamId: 0, Metadata: [ONNX Layer: conv][ONNX Layer: relu]
 Name: move_myl0_1, LayerType: kgen, Inputs: [ {A}, {A}], Constants: [], \
-Outputs: [ {Y}], TacticName: , StreamId: 0, Metadata: 
+Outputs: [ {Y}], TacticName: , StreamId: 0, Metadata:
 something new
 
 I/O Tensors:
@@ -49,7 +49,8 @@ def test_kernels_are_read_with_their_tensors() -> None:
     assert first.outputs == (PlanTensor("a", (1, 8, 14, 14), "Half"),)
     assert first.constants == (PlanTensor("w", (8, 3, 3, 3), "Int8"), PlanTensor("s", (), "Float"))
     assert first.nodes == ("conv", "relu")
-    assert second.constants == second.nodes == ()
+    assert not second.constants
+    assert not second.nodes
     assert (third.kind, third.name) == ("unknown", "something new")
 
 

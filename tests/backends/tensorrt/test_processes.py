@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,9 @@ def varying(tensorrt: None) -> bytes:
         [info("y", TensorProto.FLOAT, ["n", 4])],
     )
     opset = helper.make_opsetid("", 20)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def test_a_model_is_parsed(model: bytes, tmp_path: Path) -> None:
@@ -51,7 +54,8 @@ def test_a_model_is_parsed(model: bytes, tmp_path: Path) -> None:
     for given in (model, path):
         parsed = parse_onnx(given)
         assert parsed.runtime.split()[0] in ("tensorrt", "tensorrt_rtx")
-        assert parsed.errors == parsed.warnings == ()
+        assert not parsed.errors
+        assert not parsed.warnings
         assert parsed.network is not None
         assert [layer.kind for layer in parsed.network.layers] == ["CONVOLUTION", "ACTIVATION"]
 
@@ -96,7 +100,7 @@ def test_refused_operators_are_all_named(ops: type[Ops]) -> None:
     assert str(parsed.errors[0]) == (
         "Det in node 'Det0': the parser does not know it (UNSUPPORTED_NODE)"
     )
-    with pytest.raises(RuntimeFailed, match="load the model: Det in node 'Det0'.*Unique1"):
+    with pytest.raises(RuntimeFailed, match=r"load the model: Det in node 'Det0'.*Unique1"):
         build_engine(graph.model(), compute_capabilities=["sm86"], profiles={})
 
 
@@ -139,7 +143,7 @@ def test_sizes_that_vary_need_their_range(varying: bytes) -> None:
         build({"x": ((1, 4), (2, 4), (8, 4)), "z": ((1,), (1,), (1,))})
     with pytest.raises(UsageError, match="the ranges contradict each other"):
         build({"x": ((8, 4), (2, 4), (1, 4))})
-    with pytest.raises(RuntimeFailed, match="build the engine.*profile has min=5"):
+    with pytest.raises(RuntimeFailed, match=r"build the engine.*profile has min=5"):
         build({"x": ((1, 5), (2, 5), (8, 5))})
 
 
@@ -157,7 +161,7 @@ def test_what_a_gpu_cannot_do_is_said_with_the_node(ops: type[Ops]) -> None:
 def test_targets_are_checked_before_anything_runs() -> None:
     with pytest.raises(UsageError, match=r"unknown compute capability 'sm99'.*sm86, sm89"):
         build_engine(b"", compute_capabilities=["sm99"], profiles={})
-    for empty in ([], "sm86"):
+    for empty in ((), "sm86"):
         with pytest.raises(UsageError, match="as a list; there is: sm75"):
             build_engine(b"", compute_capabilities=empty, profiles={})
 
@@ -229,7 +233,7 @@ def test_without_bindings_the_install_line_is_given(monkeypatch: pytest.MonkeyPa
 def test_nothing_stays_on_disk(
     model: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(processes.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     parsed = parse_onnx(model)
     assert list(tmp_path.iterdir()) == []
     assert parsed.network is not None

@@ -12,7 +12,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@test -n "$(DATA)"
-	FASHION_MNIST="$(DATA)" $(RUN) tools/check.py
+	$(RUN) tools/fetch_tensorrt_bindings.py $(VENV)/tensorrt-bindings
+	FASHION_MNIST="$(DATA)" TENSORRT_BINDINGS="$(CURDIR)/$(VENV)/tensorrt-bindings" \
+	  $(RUN) tools/check.py
 
 bench: $(STAMP)
 	$(RUN) tools/bench_forms.py
@@ -21,7 +23,8 @@ bench: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet torch==2.13.0
-	$(RUN) -m pip install --quiet --editable '.[onnxruntime,executorch,export,images,dev]'
+	$(RUN) -m pip install --quiet --editable \
+	  '.[onnxruntime,executorch,coreml,tensorrt,export,images,dev]'
 	touch $(STAMP)
 
 clean:

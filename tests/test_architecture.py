@@ -15,8 +15,11 @@ import pytest
 import edgekit
 
 ROOT = Path(__file__).parents[1]
-ADAPTERS = ("edgekit_executorch", "edgekit_ort")
-HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "executorch", "safetensors", "PIL", "sympy")
+ADAPTERS = ("edgekit_coreml", "edgekit_executorch", "edgekit_ort", "edgekit_tensorrt")
+HEAVY = (
+    *("torch", "onnx", "onnxscript", "onnxruntime", "executorch", "safetensors", "PIL", "sympy"),
+    *("coremltools", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"),
+)
 BLOCK_HEAVY = f"""
 import sys
 class Blocked:
@@ -26,7 +29,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 """
 # What the host side of the core may import torch through, and nothing else may.
-TORCH_MODULES = {"capture.py", "graph.py", "onnx_export.py", "weights.py"}
+TORCH_MODULES = {"capture.py", "graph.py", "onnx_export.py", "trace.py", "weights.py"}
 
 
 def imported(folder: Path) -> set[str]:
@@ -128,7 +131,7 @@ def test_entry_points_have_extras_of_the_same_names() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     targets = set(project["entry-points"]["edgekit.backends"])
     assert targets <= set(project["optional-dependencies"])
-    assert targets == {"executorch", "onnxruntime"}
+    assert targets == {"coreml", "executorch", "onnxruntime", "tensorrt"}
 
 
 def test_the_wheel_holds_our_packages_and_nothing_else(tmp_path: Path) -> None:

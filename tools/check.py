@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def run(*words: str) -> None:
     """Run a module of this Python in the root, and stop at the first failure."""
     print(f"$ {' '.join(words)}", flush=True)
-    environment = {**os.environ, "EDGEKIT_REQUIRED": "executorch,onnxruntime"}
+    environment = {**os.environ, "EDGEKIT_REQUIRED": "coreml,executorch,onnxruntime,tensorrt"}
     code = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=environment).returncode
     if code:
         sys.exit(code)

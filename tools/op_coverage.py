@@ -22,6 +22,9 @@ import numpy as np
 
 from edgekit.errors import EdgekitError
 from edgekit.graph import quiet
+from edgekit_tensorrt.interpreter import NetworkInterpreter
+from edgekit_tensorrt.network import Network
+from edgekit_tensorrt.processes import parse_onnx
 
 
 def coreml() -> str:
@@ -114,9 +117,6 @@ def _onnx_cases() -> Iterable[Any]:
 
 
 def _try(case: Any, tally: Tally) -> None:
-    from edgekit_tensorrt.interpreter import NetworkInterpreter
-    from edgekit_tensorrt.processes import parse_onnx
-
     try:
         parsed = parse_onnx(case.model.SerializeToString())
     except EdgekitError:
@@ -132,9 +132,12 @@ def _try(case: Any, tally: Tally) -> None:
     names = [value.name for value in case.model.graph.input]
     for inputs, outputs in case.data_sets:
         feeds = dict(zip(names, inputs, strict=False))
+        if unknown := set(parsed.network.inputs) - feeds.keys():
+            tally.wrong.append(f"{case.name} (the network asks for {', '.join(unknown)})")
+            return
         try:
             answer = interpreter.run(
-                {name: np.asarray(feeds[name]) for name in parsed.network.inputs}
+                {name: _fed(parsed.network, name, feeds[name]) for name in parsed.network.inputs}
             )
         except EdgekitError as reason:
             tally.wrong.append(f"{case.name} ({reason})")
@@ -144,6 +147,12 @@ def _try(case: Any, tally: Tally) -> None:
             tally.right += 1
         else:
             tally.wrong.append(case.name)
+
+
+def _fed(network: Network, name: str, value: Any) -> Any:
+    """As the network takes it: NVIDIA reads double as float, and says so."""
+    array = np.asarray(value)
+    return array.astype(np.float32) if network.tensors[name].dtype == "FLOAT" else array
 
 
 def _close(found: Any, wanted: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.spec import Array
-from edgekit_coreml.package import unpack
+from edgekit_coreml.weights import unpack
 
 Parameters = Mapping[str, Any]
 

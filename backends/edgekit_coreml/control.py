@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgekit_coreml.package import Block, Constant, Function, Operation, Variable, damaged, shown
+from edgekit_coreml.package import Block, Constant, Function, Operation, Variable
+from edgekit_coreml.weights import damaged, shown
 
 # Inputs that are a tuple even where the program binds one value to them.
 VARIADIC = frozenset(

@@ -43,9 +43,8 @@ from edgekit_coreml.package import (
     Operation,
     Package,
     Variable,
-    damaged,
-    shown,
 )
+from edgekit_coreml.weights import damaged, shown
 
 Trace = Callable[[Operation, str, Tensor], None]
 _STATEFUL = frozenset({"read_state", "write_state", "coreml_update_state"})
@@ -283,7 +282,7 @@ def _held(value: Any, variable: Variable) -> Any:
     """A result in the type and shape that its operation declares."""
     if not isinstance(value, Tensor):
         return value  # a list, or what a classifier gives
-    if False:
+    if not _has_shape(variable, value.shape):
         declared = "x".join("?" if size is None else str(size) for size in variable.shape)
         raise ValueError(f"it gave the shape {tuple(value.shape)}, and declares {declared}")
     return _rounded(value, variable.dtype)
@@ -315,7 +314,7 @@ def _held_constant(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype in (np.int64, np.uint32, np.uint64):
-        value = np.asarray(np.clip(value, *_int32_range(value))).astype(np.int32)
+        value = np.clip(value, *_int32_range(value)).astype(np.int32)
     elif value.dtype == np.uint16:
         value = value.astype(np.int32)
     tensor = torch.from_numpy(np.asarray(value) if value.flags.writeable else value.copy())

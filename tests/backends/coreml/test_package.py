@@ -21,7 +21,8 @@ from edgekit.errors import BadInput, RuntimeFailed
 from edgekit.graph import quiet
 from edgekit.spec import Array
 from edgekit_coreml.interpreter import Interpreter
-from edgekit_coreml.package import DTYPES, Constant, Feature, Package, Variable, unpack
+from edgekit_coreml.package import Constant, Feature, Package, Variable
+from edgekit_coreml.weights import DTYPES, unpack
 
 with quiet():
     import coremltools as ct
@@ -144,7 +145,9 @@ def test_files_on_disk_are_mapped(files: Files, tmp_path: Path) -> None:
     in_memory, mapped = (one.value for one in constants)
     np.testing.assert_array_equal(in_memory, mapped)
     assert isinstance(constants[1].packed, np.memmap)
+    assert isinstance(mapped, np.ndarray)
     assert np.shares_memory(mapped, constants[1].packed)
+    assert mapped.flags.writeable  # or torch would need a copy
 
 
 def _image(**options: Any) -> Feature:
@@ -377,6 +380,11 @@ def _record(at: int, form: str, value: int) -> Callable[[Files], Files]:
     return _with(WEIGHTS, change)
 
 
+def _larger(files: Files) -> Files:
+    """One byte more, declared unused: what coremltools' writer never does."""
+    return _record(24, "<Q", 8)(_record(8, "<Q", 61)(files))
+
+
 def _program(edit: Callable[[Any], object]) -> Callable[[Files], Files]:
     return lambda files: _edited(files, edit)
 
@@ -483,6 +491,7 @@ DAMAGE: dict[str, tuple[Callable[[Files], Files], str]] = {
     "no sentinel": (_record(0, "<I", 0xDEADBEEE), "does not begin as a record"),
     "another dtype": (_record(4, "<I", 2), "another dtype than the program says, fp16"),
     "another size": (_record(8, "<Q", 62), "holds 62 bytes, and its shape needs"),
+    "a byte too many": (_larger, "holds 61 bytes, and its shape needs 60"),
     "a huge size": (_record(8, "<Q", 1 << 60), "its shape needs"),
     "data elsewhere": (_record(16, "<Q", 192), "data outside the file, or not behind"),
     "another record": (_program(_other_record), "does not begin|another|outside"),

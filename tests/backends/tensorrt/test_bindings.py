@@ -44,6 +44,7 @@ def test_the_libraries_of_the_provider_load_without_it(tensorrt: None, tmp_path:
     ("first", "found"), [("tensorrt", "tensorrt 10.3.0"), ("tensorrt_rtx", "tensorrt_rtx 1.9")]
 )
 def test_the_proper_package_goes_first(first: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text("__version__ = '1.9'\n")
     (tmp_path / f"{first}.py").write_text(f"__version__ = {found.split()[1]!r}\n")
     ran = in_child(_SAY, tmp_path, str(tmp_path))
     assert ran.stdout.strip() == f"{found}|False|{first}", ran.stderr

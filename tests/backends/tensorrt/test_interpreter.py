@@ -240,6 +240,46 @@ def test_a_loop_that_ends_by_its_own_condition(parse_network: Parse, check_model
     assert found["all"].tolist() == [6, 12, 24]
 
 
+def test_a_loop_within_a_loop(check_model: Check) -> None:
+    """Three times: x = 2x + 1, where the doubling is itself a loop that adds x twice to zero."""
+    loop = [("round", TensorProto.INT64), ("on", TensorProto.BOOL)]
+    inner = helper.make_graph(
+        [
+            helper.make_node("Add", ["part", "x"], ["more"]),
+            helper.make_node("Identity", ["inner_on"], ["inner_on_after"]),
+        ],
+        "inner",
+        [_info(f"inner_{name}", dtype, []) for name, dtype in loop]
+        + [_info("part", TensorProto.FLOAT, [2])],
+        [_info("inner_on_after", TensorProto.BOOL, []), _info("more", TensorProto.FLOAT, [2])],
+    )
+    outer = helper.make_graph(
+        [
+            helper.make_node("Loop", ["two", "always", "zero"], ["doubled"], body=inner),
+            helper.make_node("Add", ["doubled", "one"], ["next"]),
+            helper.make_node("Identity", ["outer_on"], ["outer_on_after"]),
+        ],
+        "outer",
+        [_info(f"outer_{name}", dtype, []) for name, dtype in loop]
+        + [_info("x", TensorProto.FLOAT, [2])],
+        [_info("outer_on_after", TensorProto.BOOL, []), _info("next", TensorProto.FLOAT, [2])],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["three", "always", "start"], ["y"], body=outer)],
+        "nested",
+        [_info("start", TensorProto.FLOAT, [2])],
+        [_info("y", TensorProto.FLOAT, [2])],
+        [
+            helper.make_tensor("always", TensorProto.BOOL, [], [1]),
+            helper.make_tensor("two", TensorProto.INT64, [], [2]),
+            helper.make_tensor("three", TensorProto.INT64, [], [3]),
+            helper.make_tensor("zero", TensorProto.FLOAT, [2], [0.0, 0.0]),
+            helper.make_tensor("one", TensorProto.FLOAT, [2], [1.0, 1.0]),
+        ],
+    )
+    check_model(_model(graph), {"start": floats([1, 2])})
+
+
 def test_a_scan_goes_over_slices(check_model: Check) -> None:
     body = helper.make_graph(
         [
@@ -266,6 +306,7 @@ def test_an_overflow_is_named_where_it_begins(ops: type[Ops], parse_network: Par
     x = np.full(3, 60000, np.float16)
     (total,) = graph.inner("Add", x, x)
     (name,) = graph.add("Mul", total, ops.constant(0.01, "float16"))
+    graph.add("Mul", x, x)  # another, later
     interpreter = NetworkInterpreter(parse_network(graph.model()))
     seen: dict[str, Tensor] = {}
     found = interpreter.run(graph.inputs, trace=lambda key, value: seen.update({key: value}))

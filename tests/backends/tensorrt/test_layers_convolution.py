@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
+
+from edgekit_tensorrt.interpreter import NetworkInterpreter
+from edgekit_tensorrt.network import Layer, Network, Tensor
 
 if TYPE_CHECKING:
     from tests.backends.tensorrt.conftest import Ops
@@ -130,3 +136,55 @@ def test_padding_of_maximum_pooling_is_never_the_maximum(ops: type[Ops]) -> None
     x = -np.abs(ops.normal(1, 1, 4, 4)) - 1
     graph.add("MaxPool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
     graph.check(0)
+
+
+@pytest.mark.parametrize("padding", ["SAME_UPPER", "SAME_LOWER"])
+def test_automatic_padding_of_a_size_that_varies(
+    check_model: Callable[..., Network], ops: type[Ops], padding: str
+) -> None:
+    """Here the parser leaves the padding to the layer, which knows the size when it runs."""
+    common: dict[str, Any] = {"auto_pad": padding, "kernel_shape": [4, 3]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], strides=[2, 3], **common),
+        helper.make_node("MaxPool", ["x"], ["b"], strides=[2, 3], **common),
+        helper.make_node("AveragePool", ["x"], ["c"], strides=[2, 3], **common),
+        helper.make_node("ConvTranspose", ["x", "w"], ["d"], strides=[2, 2], **common),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "varying",
+        [info("x", onnx.TensorProto.FLOAT, [1, 3, "height", "width"])],
+        [info(name, onnx.TensorProto.FLOAT, [1, 3, None, None]) for name in "abcd"],
+        [onnx.numpy_helper.from_array(ops.normal(3, 3, 4, 3), "w")],
+    )
+    opset = helper.make_opsetid("", 20)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+    for size in ((10, 7), (9, 11)):
+        network = check_model(model, {"x": ops.normal(1, 3, *size)})
+    assert {layer.attributes["padding_mode"] for layer in network.layers} == {padding}
+
+
+def test_a_blend_of_both_poolings_and_zeros_around() -> None:
+    """Layers that the parser does not make; other front ends do."""
+    window: dict[str, Any] = {
+        "window_size_nd": [2, 2],
+        "stride_nd": [2, 2],
+        "padding_mode": "EXPLICIT_ROUND_DOWN",
+    }
+    window |= {"pre_padding": [0, 0], "post_padding": [0, 0]}
+    blend: dict[str, Any] = {
+        "type": "MAX_AVERAGE_BLEND",
+        "blend_factor": 0.25,
+        "average_count_excludes_padding": True,
+    }
+    around = {"pre_padding_nd": [1, 0], "post_padding_nd": [0, -1]}
+    layers = (
+        Layer("POOLING", "pool", ("x",), ("a",), {**window, **blend}),
+        Layer("PADDING", "pad", ("x",), ("b",), around),
+    )
+    tensors = {name: Tensor(name, "FLOAT", (1, 1, -1, -1)) for name in "xab"}
+    interpreter = NetworkInterpreter(Network("made", ("x",), ("a", "b"), tensors, layers))
+    found = interpreter.run({"x": np.array([[[[1, 2], [3, 6]]]], np.float32)})
+    assert found["a"].tolist() == [[[[0.75 * 6 + 0.25 * 3]]]]
+    assert found["b"].tolist() == [[[[0], [1], [3]]]]

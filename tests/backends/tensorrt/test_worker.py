@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgekit_tensorrt.network import duplicate_names, lost_inputs, read_network, topological_order
-from edgekit_tensorrt.worker import _strongly_typed
+from edgekit_tensorrt.worker import _add_profile, _strongly_typed
 
 if TYPE_CHECKING:
     from tests.backends.tensorrt.conftest import Ops
@@ -106,6 +106,23 @@ def test_a_target_that_these_bindings_lack(ops: type[Ops], work: Work) -> None:
     result = work("build", graph.model(), compute_capabilities=["sm999"])
     assert result["failed"] == "targets"
     assert "has no target sm999" in result["messages"][0]
+
+
+def test_a_profile_that_is_false_is_refused() -> None:
+    """Contradicting ranges raise nothing in any version."""
+
+    class Profile:
+        def set_shape(self, *shapes: object) -> None: ...
+
+        def __bool__(self) -> bool:
+            return False
+
+    varying = SimpleNamespace(name="x", shape=(-1, 4))
+    definition = SimpleNamespace(num_inputs=1, get_input=lambda index: varying)
+    builder = SimpleNamespace(create_optimization_profile=Profile)
+    config = SimpleNamespace(add_optimization_profile=lambda profile: 0)
+    ranges = {"x": [[3, 4], [2, 4], [1, 4]]}
+    assert "contradict" in _add_profile(builder, config, definition, ranges)
 
 
 def test_the_flag_of_strong_types_is_a_bit_that_versions_disagree_on() -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from onnx.numpy_helper import to_array
 
 from edgekit.errors import EdgekitError
 from edgekit.graph import quiet
@@ -151,12 +152,12 @@ def _try(case: Any, tally: Tally) -> None:
 
 def _fed(network: Network, name: str, value: Any) -> Any:
     """As the network takes it: NVIDIA reads double as float, and says so."""
-    array = np.asarray(value)
+    array = value if isinstance(value, np.ndarray) else to_array(value)
     return array.astype(np.float32) if network.tensors[name].dtype == "FLOAT" else array
 
 
 def _close(found: Any, wanted: Any) -> bool:
-    wanted = np.asarray(wanted)
+    wanted = wanted if isinstance(wanted, np.ndarray) else to_array(wanted)
     if found is None or found.shape != wanted.shape:
         return False
     coarse = 1e-2 if wanted.dtype == np.float16 else 1e-4

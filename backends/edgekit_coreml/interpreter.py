@@ -314,7 +314,8 @@ def _held_constant(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype in (np.int64, np.uint32, np.uint64):
-        value = np.clip(value, *_int32_range(value)).astype(np.int32)
+        # Of an array without axes clip makes a scalar.
+        value = np.asarray(np.clip(value, *_int32_range(value))).astype(np.int32)
     elif value.dtype == np.uint16:
         value = value.astype(np.int32)
     tensor = torch.from_numpy(np.asarray(value) if value.flags.writeable else value.copy())

@@ -10,16 +10,15 @@ of it and no bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from edgekit.errors import BadInput, RuntimeFailed
+from edgekit.errors import RuntimeFailed
 from edgekit.graph import first_line
 from edgekit.spec import Array
 from edgekit_coreml import constexpr
@@ -38,40 +37,26 @@ from edgekit_coreml.control import (
 )
 from edgekit_coreml.package import (
     Constant,
-    Feature,
     Function,
     Operation,
     Package,
     Variable,
 )
+from edgekit_coreml.values import (
+    HELD,
+    STORED,
+    checked_state,
+    exported,
+    fed,
+    fixed_shape,
+    held,
+    held_constant,
+    upheld,
+)
 from edgekit_coreml.weights import damaged, shown
 
 Trace = Callable[[Operation, str, Tensor], None]
 _STATEFUL = frozenset({"read_state", "write_state", "coreml_update_state"})
-
-# MIL's types as they are held while a program runs. Of the unsigned types wider than a byte torch
-# has hardly more than the name, and int64 is in no program but for labels.
-HELD = {
-    "bool": torch.bool,
-    "fp16": torch.float32,
-    "fp32": torch.float32,
-    "fp64": torch.float32,
-    "int4": torch.int8,
-    "int8": torch.int8,
-    "int16": torch.int16,
-    "int32": torch.int32,
-    "int64": torch.int32,
-    "uint1": torch.uint8,
-    "uint2": torch.uint8,
-    "uint3": torch.uint8,
-    "uint4": torch.uint8,
-    "uint6": torch.uint8,
-    "uint8": torch.uint8,
-    "uint16": torch.int32,
-    "uint32": torch.int32,
-    "uint64": torch.int32,
-}
-_STORED = {"fp16": torch.float16}  # of a state, where not as held
 
 
 @dataclass(frozen=True)
@@ -111,7 +96,7 @@ class Interpreter:
     def new_state(self) -> dict[str, Tensor]:
         """Zeros of each state, by name; functions of one package may share them."""
         return {
-            one.name: torch.zeros(_fixed(one), dtype=_STORED.get(one.dtype, HELD[one.dtype]))
+            one.name: torch.zeros(fixed_shape(one), dtype=STORED.get(one.dtype, HELD[one.dtype]))
             for one in self._function.states
         }
 
@@ -127,18 +112,18 @@ class Interpreter:
             unknown = ", ".join(map(shown, self.unknown_ops))
             raise _failed(f"the operations {unknown} are not known here")
         self.overflow = None
-        fed = _fed(self._function, feeds)
-        held = self.new_state() if state is None else _checked_state(self._function, state)
-        run = _Run(self, held, trace)
+        inputs = fed(self._function, feeds)
+        kept = self.new_state() if state is None else checked_state(self._function, state)
+        run = _Run(self, kept, trace)
         with torch.no_grad():
-            values = run.block(self._plan, fed)
+            values = run.block(self._plan, inputs)
         names = self._function.block.outputs
         found = dict(zip(names, values, strict=True))
-        return {one.name: _exported(one, found[one.name]) for one in self._function.output_features}
+        return {one.name: exported(one, found[one.name]) for one in self._function.output_features}
 
     def _constant(self, source: Constant | Weight) -> Any:
         if source not in self._constants:
-            self._constants[source] = _held_constant(
+            self._constants[source] = held_constant(
                 source.value if isinstance(source, Constant) else _decoded(source)
             )
         return self._constants[source]
@@ -200,7 +185,7 @@ class _Run:
         if len(results) != len(step.slots):
             raise ValueError(f"it gave {len(results)} results, and declares {len(step.slots)}")
         return [
-            (_held(result, slot.variable), result)
+            (held(result, slot.variable), result)
             for result, slot in zip(results, step.slots, strict=True)
         ]
 
@@ -209,14 +194,14 @@ class _Run:
         if not isinstance(state, State):
             raise TypeError("its input is not a state")
         if kind == "read_state":
-            return _upheld(self._state[state.name])
+            return upheld(self._state[state.name])
         value = given["value" if kind == "coreml_update_state" else "data"]
         before = self._state[state.name]
         if value.shape != before.shape:
             raise ValueError(f"{tuple(value.shape)} does not fit the state {shown(state.name)}")
         # A new tensor: what was read before keeps its values.
         self._state[state.name] = value.to(before.dtype, copy=True)
-        return _upheld(self._state[state.name]) if kind == "coreml_update_state" else ()
+        return upheld(self._state[state.name]) if kind == "coreml_update_state" else ()
 
     def _watch(
         self,
@@ -261,10 +246,6 @@ def _chosen(package: Package, name: str | None) -> Function:
     return function
 
 
-def _fixed(variable: Variable) -> tuple[int, ...]:
-    return tuple(size or 0 for size in variable.shape)
-
-
 def _finite(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_finite, value))
@@ -272,59 +253,6 @@ def _finite(value: Any) -> bool:
         return True
     # One sum instead of a mask: no number of float16 values adds up to infinity in float32.
     return math.isfinite(value.sum()) or bool(value.isfinite().all())
-
-
-def _upheld(stored: Tensor) -> Tensor:
-    return stored.float() if stored.dtype == torch.float16 else stored
-
-
-def _held(value: Any, variable: Variable) -> Any:
-    """A result in the type and shape that its operation declares."""
-    if not isinstance(value, Tensor):
-        return value  # a list, or what a classifier gives
-    if not _has_shape(variable, value.shape):
-        declared = "x".join("?" if size is None else str(size) for size in variable.shape)
-        raise ValueError(f"it gave the shape {tuple(value.shape)}, and declares {declared}")
-    return _rounded(value, variable.dtype)
-
-
-def _has_shape(variable: Variable, shape: Sequence[int]) -> bool:
-    return len(variable.shape) == len(shape) and all(
-        size is None or size == found for size, found in zip(variable.shape, shape, strict=True)
-    )
-
-
-def _rounded(tensor: Tensor, dtype: str) -> Tensor:
-    if dtype == "fp16":
-        return tensor.to(torch.float16).to(torch.float32)
-    held = HELD[dtype]
-    if held.is_floating_point or tensor.dtype == held:
-        return tensor.to(held)
-    if held == torch.bool:
-        return tensor != 0
-    if tensor.is_floating_point():
-        # As ARM converts: toward zero, to the nearest end of the range, NaN to 0.
-        range_ = torch.iinfo(held)
-        tensor = tensor.double().nan_to_num(0.0).clamp(range_.min, range_.max)
-    return tensor.to(torch.int64).to(held)
-
-
-def _held_constant(value: Any) -> Any:
-    """A constant as operations take it."""
-    if not isinstance(value, np.ndarray):
-        return value
-    if value.dtype in (np.int64, np.uint32, np.uint64):
-        # Of an array without axes clip makes a scalar.
-        value = np.asarray(np.clip(value, *_int32_range(value))).astype(np.int32)
-    elif value.dtype == np.uint16:
-        value = value.astype(np.int32)
-    tensor = torch.from_numpy(np.asarray(value) if value.flags.writeable else value.copy())
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _int32_range(value: Array) -> tuple[Any, Any]:
-    top = value.dtype.type(2**31 - 1)
-    return (value.dtype.type(0 if value.dtype.kind == "u" else -(2**31)), top)
 
 
 def _decoded(weight: Weight) -> Array:
@@ -352,65 +280,3 @@ def _decoded(weight: Weight) -> Array:
     if array.shape != declared.shape:
         raise damaged(f"the weight {shown(declared.name)} has not the shape that it declares")
     return array
-
-
-def _fed(function: Function, feeds: Mapping[str, Array]) -> tuple[Tensor, ...]:
-    """The function's inputs, in its order and its types. Raises ``BadInput``."""
-    features = {one.name: one for one in function.input_features}
-    for name in feeds:
-        if name not in features:
-            raise BadInput(f"the model has no input {name!r}; it takes: {', '.join(features)}")
-    return tuple(_fed_input(one, features[one.name], feeds) for one in function.inputs)
-
-
-def _fed_input(variable: Variable, feature: Feature, feeds: Mapping[str, Array]) -> Tensor:
-    array = feeds.get(variable.name)
-    if array is None:
-        if not feature.optional:
-            raise BadInput(f"the input {variable.name!r} is missing")
-        array = np.full(feature.shape, feature.default, np.float32)
-    tensor = torch.from_numpy(np.array(array))  # a copy: the array may be read-only
-    if not variable.shape and tensor.numel() == 1:
-        tensor = tensor.reshape(())  # the description cannot say scalar, and says 1
-    _check_shape(variable, feature, tuple(tensor.shape))
-    return _rounded(tensor, variable.dtype)
-
-
-def _check_shape(variable: Variable, feature: Feature, shape: tuple[int, ...]) -> None:
-    fits = _has_shape(variable, shape)
-    if fits and feature.ranges and shape:
-        fits = len(feature.ranges) == len(shape) and all(
-            low <= size and (high < 0 or size <= high)
-            for size, (low, high) in zip(shape, feature.ranges, strict=True)
-        )
-    if fits and feature.shapes:
-        fits = shape in feature.shapes
-    if not fits:
-        raise BadInput(f"the input {variable.name!r} cannot have the shape {shape}")
-
-
-def _checked_state(function: Function, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for one in function.states:
-        if one.name not in state or tuple(state[one.name].shape) != one.shape:
-            raise BadInput(f"the state {one.name!r} of shape {one.shape} is missing")
-    return state
-
-
-_EXPORTED = {
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "int32": torch.int32,
-    "int8": torch.int8,
-}
-
-
-def _exported(feature: Feature, value: Any) -> object:
-    """A result as the model's user gets it, with memory of its own."""
-    match feature.kind:
-        case "string" | "int64" | "double" | "dictionary":
-            return value
-        case "image" if feature.dtype == "uint8":
-            return value.round().nan_to_num(0.0).clamp(0, 255).to(torch.uint8).numpy()
-    exported: object = value.to(_EXPORTED[feature.dtype], copy=True).contiguous().numpy()
-    return exported

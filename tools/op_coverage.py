@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx.numpy_helper import to_array
 
 from edgekit.errors import EdgekitError
@@ -152,12 +153,17 @@ def _try(case: Any, tally: Tally) -> None:
 
 def _fed(network: Network, name: str, value: Any) -> Any:
     """As the network takes it: NVIDIA reads double as float, and says so."""
-    array = value if isinstance(value, np.ndarray) else to_array(value)
+    array = _array(value)
     return array.astype(np.float32) if network.tensors[name].dtype == "FLOAT" else array
 
 
+def _array(value: Any) -> Any:
+    """ONNX holds what numpy has no type for as its own message."""
+    return to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
+
+
 def _close(found: Any, wanted: Any) -> bool:
-    wanted = wanted if isinstance(wanted, np.ndarray) else to_array(wanted)
+    wanted = _array(wanted)
     if found is None or found.shape != wanted.shape:
         return False
     coarse = 1e-2 if wanted.dtype == np.float16 else 1e-4

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
+import torch
+from torch import Tensor
 
 from edgekit import evidence
 from edgekit.artifact import Artifact
 from edgekit.contract import Finding
 from edgekit.errors import LoweringFailed, RuntimeFailed, UnsupportedModel
-from edgekit.graph import node_source, op_name
+from edgekit.graph import node_source, op_name, quiet
 from edgekit.host import installed_version
 from edgekit.onnx_export import (
     Exported,
@@ -32,6 +36,7 @@ from edgekit_tensorrt.processes import Built, ParserError, build_engine, parse_o
 from edgekit_tensorrt.quantize import model_in_precision
 from edgekit_tensorrt.versions import PARSERS
 
+aten = torch.ops.aten
 MAIN = "model.onnx"
 Shapes = tuple[Sequence[int], Sequence[int], Sequence[int]]
 
@@ -54,7 +59,8 @@ def artifact_from_program(program: Program, recipe: Recipe, settings: Settings) 
 
     Raises ``UnsupportedModel``, ``LoweringFailed`` or ``RuntimeFailed``.
     """
-    exported = onnx_from_program(program, "tensorrt")
+    exported = onnx_from_program(_written_out(program), "tensorrt")
+    _write_out_defaults(exported.model)
     model = model_in_precision(exported.model, recipe)
     if refused := _refused_by_version(model, exported, settings.version):
         raise UnsupportedModel("tensorrt", refused)
@@ -63,7 +69,7 @@ def artifact_from_program(program: Program, recipe: Recipe, settings: Settings) 
     if parsed.errors:
         findings = [_finding(error, exported) for error in parsed.errors]
         raise UnsupportedModel("tensorrt", findings)
-    built = _engines(content, program, settings)
+    built = _engines(content, exported, program, settings)
     plans = {name: each.plan.to_json() for name, each in built.items()}
     return Artifact(
         target="tensorrt",
@@ -92,11 +98,45 @@ def artifact_from_program(program: Program, recipe: Recipe, settings: Settings) 
     )
 
 
+def _written_out(program: Program) -> Program:
+    """NVIDIA's parser makes of a log-softmax the logarithm of a softmax, which may have rounded to
+    0 (measured: minus infinity from scores 100 apart)."""
+    repairs = {aten.log_softmax.int: _log_softmax, aten._log_softmax.default: _log_softmax}
+    if not any(node.target in repairs for node in program.exported.graph.nodes):
+        return program
+    with quiet():
+        return replace(program, exported=program.exported.run_decompositions(repairs))
+
+
+def _log_softmax(x: Tensor, axis: int, _dtype: object = None) -> Tensor:
+    shifted = x - x.amax(axis, keepdim=True)
+    return shifted - torch.log(torch.exp(shifted).sum(axis, keepdim=True))
+
+
+# NVIDIA's parser has other defaults for these than ONNX: Selu's constants rounded, Trilu's "lower".
+_OTHER_DEFAULTS = ("Selu", "Trilu")
+
+
+def _write_out_defaults(model: onnx.ModelProto) -> None:
+    opset = opsets(model)["ai.onnx"]
+    for node in model.graph.node:
+        if node.op_type in _OTHER_DEFAULTS and not node.domain:
+            given = {attribute.name for attribute in node.attribute}
+            schema = onnx.defs.get_schema(node.op_type, opset)
+            node.attribute.extend(
+                attribute.default_value
+                for name, attribute in schema.attributes.items()
+                if name not in given and attribute.default_value.name
+            )
+
+
 def _json(value: object) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def _engines(content: bytes, program: Program, settings: Settings) -> dict[str, Built]:
+def _engines(
+    content: bytes, exported: Exported, program: Program, settings: Settings
+) -> dict[str, Built]:
     """One for each GPU, each built in its own process."""
     built = {}
     for name in settings.compute_capabilities:
@@ -109,8 +149,25 @@ def _engines(content: bytes, program: Program, settings: Settings) -> dict[str, 
                 memory_gb=settings.build_memory_gb,
             )
         except RuntimeFailed as cause:
-            raise LoweringFailed(f"for {name}, {cause}") from cause
+            said = f"for {name}, {cause}{' Try --precision fp16.' if 'FP32' in str(cause) else ''}"
+            if node := _named(str(cause), exported):
+                raise UnsupportedModel("tensorrt", [_refusal(node, op_name(node), said)]) from cause
+            raise LoweringFailed(said) from cause
     return built
+
+
+_NODE, _INITIALIZER = re.compile(r"'(node_\w+)'"), re.compile(r"import initializer: (\S+)$")
+
+
+def _named(said: str, exported: Exported) -> torch.fx.Node | None:
+    """The node of the program that a message speaks of, by its ONNX node or an initializer."""
+    if (match := _NODE.search(said)) and match[1] in exported.origins:
+        return exported.origins[match[1]]
+    if match := _INITIALIZER.search(said):
+        for node in exported.model.graph.node:
+            if match[1] in node.input and node.name in exported.origins:
+                return exported.origins[node.name]
+    return None
 
 
 def profiles_from_specs(inputs: Sequence[TensorSpec]) -> Mapping[str, Shapes]:
@@ -158,9 +215,20 @@ def _refused_by_version(model: onnx.ModelProto, exported: Exported, version: str
 
 def _finding(error: ParserError, exported: Exported) -> Finding:
     """The parser's words with the user's source line."""
-    said = f"NVIDIA's parser says: {' '.join(error.description.split())}"
-    node = exported.origins.get(error.node)
+    # "false" is all it says of an op that it has no importer for.
+    reason = " ".join(error.description.split())
+    said = (
+        "NVIDIA's parser does not know it; write it with simpler ops"
+        if reason == "false"
+        else f"NVIDIA's parser says: {reason}"
+    )
+    node = exported.origins.get(error.node) or _named(said, exported)
     if node is None:
         return Finding(error.operator or "the graph", "refused", "", "", said)
+    name = op_name(node)
+    return _refusal(node, f"{error.operator} ({name})" if error.operator else name, said)
+
+
+def _refusal(node: torch.fx.Node, name: str, said: str) -> Finding:
     source, module = node_source(node)
-    return Finding(f"{error.operator} ({op_name(node)})", "refused", source, module, said)
+    return Finding(name, "refused", source, module, said)

@@ -17,7 +17,7 @@ from edgekit.files import PARTIAL, sha256, staged_folder, storage_errors, write_
 from edgekit.layers import Layer, read_layers
 from edgekit.manifest import NAME, Manifest, read_manifest
 from edgekit.program import Reference
-from edgekit.registry import can_run
+from edgekit.registry import distance
 from edgekit.samples import read_npz
 from edgekit.spec import Array
 from edgekit.verify import Proof
@@ -40,11 +40,12 @@ class Bundle:
     def artifact(self, name: str | None = None) -> Artifact:
         """The artifact called ``name``, by its own name or its target's. Raises ``UnknownName``.
 
-        Without a name: the first whose runtime is installed here, else the first.
+        Without a name: the first that the vendor's runtime runs here, else the first that an
+        interpreter runs, else the first.
         """
         entries = self.manifest.artifacts
         if name is None:
-            entries = tuple(sorted(entries, key=lambda entry: not can_run(entry.target)))
+            entries = tuple(sorted(entries, key=lambda entry: distance(entry.target)))
         for entry in entries:
             if name in (None, entry.name, entry.target):
                 folder = self.folder / entry.name
@@ -97,7 +98,10 @@ class Bundle:
             return None
         if path.is_symlink() or not path.is_file():
             raise DamagedFile(f"{path} is no plain file; a bundle holds nothing else.")
-        value = self._json(name, file)
+        try:
+            value = self._json(name, file)
+        except DamagedFile as cause:
+            raise DamagedFile(f"{cause} Delete it and {remedy}.") from cause
         if not isinstance(value, dict) or value.pop("digest", None) != digest_of(value):
             raise DamagedFile(f"{path} was altered or cut short; delete it and {remedy}.")
         return value

@@ -247,7 +247,7 @@ def capture(model: Model, reference: Reference, *, form: str | None = None) -> P
         if model.deploy is not None and form is not None:
             module = model.deploy(module, form, model.inputs).eval()
         exported = export_module(module, model.inputs)
-    outputs = _output_specs(exported, list(reference.expected[0]), model.inputs)
+    outputs = output_specs(exported, list(reference.expected[0]), model.inputs)
     return Program(
         exported,
         model.inputs,
@@ -311,9 +311,13 @@ def _capture_failed(cause: Exception, inputs: Sequence[TensorSpec]) -> CaptureFa
     )
 
 
-def _output_specs(
+def output_specs(
     exported: ExportedProgram, names: Sequence[str], inputs: Sequence[TensorSpec]
 ) -> tuple[TensorSpec, ...]:
+    """The outputs of ``exported`` under these names, in dims of ``inputs``.
+
+    Raises ``CaptureFailed``.
+    """
     nodes = {node.name: node for node in exported.graph.nodes}
     outputs = [
         output.arg.name

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from edgekit.errors import DISTRIBUTION
 from edgekit.manifest import Manifest
-from edgekit.verify import Proof
+from edgekit.registry import distance
+from edgekit.verify import LEVELS, Proof
 
 
 def readme(manifest: Manifest, proofs: Sequence[Proof], card: str) -> str:
     """The whole text, ending in a newline."""
-    first = manifest.artifacts[0]
+    first = min(manifest.artifacts, key=lambda entry: distance(entry.target))
     lines = [
         f"# {manifest.model}",
         "",
@@ -30,11 +31,14 @@ def readme(manifest: Manifest, proofs: Sequence[Proof], card: str) -> str:
         "|---|---|---|---|---|",
         *(
             f"| {proof.artifact} | {proof.level} | {'yes' if proof.passed else '**no**'} | "
-            f"{proof.max_abs_error:.2e} | {proof.max_rel_error:.2e} |"
+            f"{' | '.join(proof.errors(2))} |"
             for proof in proofs
         ),
-        "",
-        "`executed` means: run by the vendor's runtime, on the machine that made the bundle.",
+        *(
+            f"\n`{level}` means: {meaning}."
+            for level, meaning in LEVELS.items()
+            if level in {proof.level for proof in proofs}
+        ),
         *(
             ["", "Overrides:", *(f"- {text}" for text in manifest.overrides)]
             * bool(manifest.overrides)

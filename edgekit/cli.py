@@ -224,15 +224,15 @@ def _export(asked: Arguments) -> int:
         )
     for override in bundle.manifest.overrides:
         print(f"warning: {override}", file=sys.stderr)
-    _warn_of_static([bundle.proof(name) for name in bundle.artifacts])
+    _warn_of_notes([bundle.proof(name) for name in bundle.artifacts])
     _print(asked, bundle_rows(bundle), f"{bundle_table(bundle)}\n\nwritten: {asked.output}")
     return 0
 
 
-def _warn_of_static(proofs: Sequence[Proof]) -> None:
-    """A proof without numbers must not pass for more than it is."""
+def _warn_of_notes(proofs: Sequence[Proof]) -> None:
+    """A proof must not pass for more than it is: without numbers, or only on this runtime."""
     for proof in proofs:
-        if proof.level == "static":
+        if proof.notes and proof.level in ("static", "executed"):
             print(f"warning: {proof.artifact}: {' '.join(proof.notes)}", file=sys.stderr)
 
 
@@ -248,13 +248,12 @@ def _verify(asked: Arguments) -> int:
             proof.artifact,
             proof.level if proof.passed else "not proven",
             proof.samples,
-            f"{proof.max_abs_error:.1e}",
-            f"{proof.max_rel_error:.1e}",
+            *proof.errors(),
         )
         for proof in proofs
     ]
     text = table(("artifact", "proof", "samples", "max abs", "max rel"), rows)
-    _warn_of_static(proofs)
+    _warn_of_notes(proofs)
     failures = [f"{proof.artifact}: {why}" for proof in proofs for why in proof.failures]
     values = [proof.to_json() for proof in proofs]
     texts = ["\n".join([text, *failures])]
@@ -280,7 +279,10 @@ def _layers(
         found = deviations_of(adapter, artifact, layers, reference)
         source = asked.model or bundle.manifest.source
         if not found and (asked.model or source in zoo_models()):
-            captures = Captures(resolve(source, None, weights=asked.weights))
+            inputs = [str(spec) for spec in bundle.manifest.inputs]
+            model = resolve(source, inputs, weights=asked.weights)
+            # On the bundle's own samples: random ones may not be valid for the model.
+            captures = Captures(model.with_samples(reference.samples, reference.source))
             program = captures.program(adapter)
             found = deviations_of(adapter, artifact, layers, reference, program=program)
     except EdgekitError as reason:

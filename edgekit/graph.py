@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import BuiltinFunctionType
 
 import torch
 from torch._ops import OpOverload
@@ -65,7 +66,10 @@ def node_source(node: torch.fx.Node) -> tuple[str, str]:
 
 def op_name(node: torch.fx.Node) -> str:
     """``aten.sort.default``: how PyTorch writes the op that a graph node calls."""
-    return str(operator_of(node)).removeprefix("torch.ops.")
+    operator = operator_of(node)
+    if isinstance(operator, BuiltinFunctionType):  # one result of an op that has several
+        return operator.__name__
+    return str(operator).removeprefix("torch.ops.")
 
 
 def operator_of(node: torch.fx.Node) -> object:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.errors import DamagedFile
+from edgekit.errors import BadInput, DamagedFile
 from edgekit.evidence import sqnr_db
+from edgekit.samples import read_npz
 from edgekit.spec import Array
 
 # Values kept of each node: spread over all of it, enough to see a wrong channel in 64.
@@ -136,15 +136,19 @@ def layers_to_bytes(layers: Sequence[Layer]) -> bytes:
 def read_layers(path: Path) -> list[Layer]:
     """Read what ``layers_to_bytes`` wrote. Raises ``DamagedFile``."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names, values = json.loads(arrays["names"].tobytes()), arrays["values"]
+        arrays = read_npz(path)
+        names, values = json.loads(arrays["names"].tobytes()), arrays["values"]
+        if values.dtype != np.float32 or values.ndim != 1:
+            raise ValueError(f"its values are {values.dtype} {values.shape}")
         layers, start = [], 0
         for node, op, module, size in names:
             end = start + len(positions(int(size)))
             layers.append(Layer(str(node), str(op), str(module), int(size), values[start:end]))
             start = end
         if start != len(values):
-            raise ValueError("it holds more values than it names")
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as cause:
+            raise ValueError(f"it names {start} values and holds {len(values)}")
+    except BadInput as cause:
+        raise DamagedFile(f"{cause} Export the model again.") from cause
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as cause:
         raise DamagedFile(f"{path} cannot be read: {cause}. Export the model again.") from cause
     return layers

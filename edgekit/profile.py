@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from edgekit.artifact import Artifact
 from edgekit.bundle import Bundle
 from edgekit.contract import Emulation
 from edgekit.errors import NoisyMachine, RuntimeFailed
+from edgekit.evidence import MOST_SPREAD, percentile
 from edgekit.registry import backend
 
-# Another process on this many cores, or a tail this long, and the median is not the model's.
+# Another process on this many cores, and the median is not the model's.
 MOST_OTHERS = 0.25
-MOST_SPREAD = 1.5
 CHILD_TIMEOUT = 600.0
 
 
@@ -69,12 +69,6 @@ class Measurement:
         """All fields, with the percentiles and the noise."""
         shown = {f"p{percent}_ms": self.percentile(percent) for percent in (50, 90, 99)}
         return {**shown, "noise": self.noise, **asdict(self)}
-
-
-def percentile(times: Sequence[float], percent: int) -> float:
-    """Nearest-rank percentile: always one of the times."""
-    ordered = sorted(times)
-    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
 
 
 def profile(

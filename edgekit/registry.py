@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-from edgekit.contract import Backend, Configurable, Option, Preferences, Zoo
+from edgekit.contract import Backend, Configurable, Emulation, Option, Preferences, Zoo
 from edgekit.errors import EdgekitError, MissingRuntime, UnknownName, UnsupportedRecipe
 from edgekit.model import Model
 from edgekit.recipe import FP32, Recipe
@@ -82,6 +82,14 @@ def _installed(module: str) -> bool:
 def can_run(name: str) -> bool:
     """Whether the target called ``name`` is known here and its runtime is installed."""
     return name in backend_names() and not missing_modules(find_backend(name))
+
+
+def distance(name: str) -> int:
+    """How far this machine is from running the target: 0 its own runtime, 1 emulated, 2 not."""
+    if not can_run(name):
+        return 2
+    adapter = find_backend(name)
+    return int(isinstance(adapter, Emulation) and bool(adapter.emulation))
 
 
 def recipes_of(adapter: Backend) -> tuple[Recipe, ...]:

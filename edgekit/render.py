@@ -49,6 +49,7 @@ def bundle_rows(bundle: Bundle) -> list[dict[str, object]]:
                 "artifact": name,
                 "target": artifact.target,
                 "precision": artifact.recipe.precision,
+                "standing": bundle.standing(name),
                 "proof": proof.to_json(),
                 "size_bytes": artifact.size,
                 "measurement": measured,
@@ -68,8 +69,7 @@ def bundle_table(bundle: Bundle) -> str:
                 artifact.target,
                 artifact.recipe.precision,
                 bundle.standing(name),
-                f"{proof.max_abs_error:.1e}",
-                f"{proof.max_rel_error:.1e}",
+                *proof.errors(),
                 f"{measured['p50_ms']:.2f} ms" if measured else "not measured",
                 size_text(artifact.size),
             )

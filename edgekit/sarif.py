@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import edgekit
 from edgekit.contract import Finding
@@ -53,5 +54,5 @@ def _result(name: str, finding: Finding) -> dict[str, object]:
 def _uri(path: Path) -> str:
     """Relative to where the command runs, as review tools want it; else absolute."""
     if path.is_absolute() and path.is_relative_to(Path.cwd()):
-        return path.relative_to(Path.cwd()).as_posix()
-    return path.as_uri() if path.is_absolute() else path.as_posix()
+        return quote(path.relative_to(Path.cwd()).as_posix())
+    return path.as_uri() if path.is_absolute() else quote(path.as_posix())

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from edgekit.capture import export_module
+from edgekit.capture import export_module, output_specs
 from edgekit.graph import node_source, op_name, quiet
 from edgekit.layers import Layer, layer_from_values
-from edgekit.program import Program
+from edgekit.program import Program, Reference
 from edgekit.spec import Arrays, TensorSpec
 
 
 def layers_from_program(program: Program) -> list[Layer]:
-    """Every floating-point value of the eager graph on the first sample, in its order."""
+    """Every floating-point value of the eager graph on the first sample, in its order.
+
+    One that holds infinity, such as a mask, has no distance in dB and is left out.
+    """
     layers: list[Layer] = []
     nodes = {node.name: node for node in program.exported.graph.nodes}
 
@@ -30,8 +33,9 @@ def layers_from_program(program: Program) -> list[Layer]:
             floating = isinstance(result, Tensor) and result.is_floating_point()
             if n.op == "call_function" and floating and n.name in nodes:
                 _, module = node_source(nodes[n.name])
-                array = result.numpy(force=True)
-                layers.append(layer_from_values(n.name, op_name(n), module, array))
+                array = result.float().numpy(force=True)  # numpy has no bfloat16
+                if np.isfinite(array).all():
+                    layers.append(layer_from_values(n.name, op_name(n), module, array))
             return result
 
     sample = program.reference.samples[0]
@@ -54,8 +58,10 @@ def revealing(program: Program, names: Sequence[str]) -> Program:
     """A program that returns the nodes called ``names`` and nothing else.
 
     For a runtime that shows nothing of its inside. What it runs is then another artifact than
-    the one in the bundle, made the same way.
+    the one in the bundle, made the same way. Its reference is the first sample alone. Raises
+    ``CaptureFailed``.
     """
+    sample = program.reference.samples[0]
     with quiet():
         module = copy.deepcopy(program.exported.module())
         wanted = set(names)
@@ -65,18 +71,27 @@ def revealing(program: Program, names: Sequence[str]) -> Program:
         module.graph._codegen = torch.fx.graph.CodeGen()
         module.recompile()
         exported = export_module(_Flat(module), program.inputs)
-    outputs = tuple(
-        TensorSpec(node.name, tuple(node.meta["val"].shape), "float32") for node in nodes
+        with torch.no_grad():
+            values = exported.module()(*_tensors(program.inputs, sample))
+    shown = [node.name for node in nodes]
+    expected = {name: value.numpy(force=True) for name, value in zip(shown, values, strict=True)}
+    return replace(
+        program,
+        exported=exported,
+        outputs=output_specs(exported, shown, program.inputs),
+        reference=Reference((sample,), (expected,), program.reference.source),
+        image=None,
+        labels=(),
     )
-    return replace(program, exported=exported, outputs=outputs, image=None, labels=())
 
 
 class _Flat(nn.Module):
-    """Passes tensors through in order; copies, since a runtime may not return views."""
+    """Passes tensors on in order, in float32; copies, since a runtime may not return views."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
-        return [leaf * 1.0 for leaf in pytree.tree_leaves(self.module(*tensors))]
+        leaves = pytree.tree_leaves(self.module(*tensors))
+        return [(each if each.dtype is torch.float32 else each.float()) * 1.0 for each in leaves]

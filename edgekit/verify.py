@@ -17,6 +17,14 @@ from edgekit.evidence import Deviation, Limits, compare
 from edgekit.program import Reference
 from edgekit.spec import Arrays
 
+# What the proof of a bundle can be worth, from the least to the most.
+LEVELS = {
+    "static": "checked op by op and not run; it says nothing of the numbers",
+    "emulated": "run by edgekit's own interpreter of the very file, on the machine that made the "
+    "bundle; the device itself may round otherwise",
+    "executed": "run by the vendor's runtime, on the machine that made the bundle",
+    "on-device": "run by the artifact's own script on the device itself, after the export",
+}
 # SQNR is the sharp one. Measured on PartialNet, FasterNet, a ResNet, a ViT, a transformer, an
 # LSTM and a U-Net on both runtimes, an honest lowering gave 113 to 143 dB in float32 and 54 to
 # 78 dB in float16. A near miss, exact GELU replaced by its tanh form, gave 61 dB on the trained
@@ -75,6 +83,12 @@ class Proof:
     def max_rel_error(self) -> float:
         """The largest of all floating-point outputs; 0 where there is none."""
         return max((output.max_rel_error or 0.0 for output in self.outputs), default=0.0)
+
+    def errors(self, digits: int = 1) -> tuple[str, str]:
+        """Both as people read them; ``-`` where nothing was compared."""
+        if not self.outputs:
+            return "-", "-"
+        return f"{self.max_abs_error:.{digits}e}", f"{self.max_rel_error:.{digits}e}"
 
     def require(self) -> Proof:
         """Return self, or raise ``NotProven`` with every reason."""

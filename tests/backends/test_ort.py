@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import edgekit
 from edgekit.capture import capture, reference_from
+from edgekit.contract import Inside
 from edgekit.errors import RuntimeFailed, UnsupportedModel
 from edgekit.onnx_export import findings_from_program
 from edgekit.program import Program
@@ -42,8 +44,8 @@ def test_an_op_without_onnx_form_is_found_with_its_line_and_refused() -> None:
     captured = program(Bessel(), "x=1x4")
     (finding,) = findings_from_program(captured)
     assert finding.effect == "refused"
-    assert "test_ort.py:26: y: Tensor = torch.special.bessel_j0(x)" in finding.source
-    with pytest.raises(UnsupportedModel, match=r"bessel_j0.*test_ort\.py:26.*simpler ones"):
+    assert "test_ort.py:28: y: Tensor = torch.special.bessel_j0(x)" in finding.source
+    with pytest.raises(UnsupportedModel, match=r"bessel_j0.*test_ort\.py:28.*simpler ones"):
         edgekit.backend("onnxruntime").lower(captured, FP32)
 
 
@@ -108,3 +110,40 @@ def test_the_file_passes_the_full_check_of_onnx(recipe: edgekit.Recipe) -> None:
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     model = model_of(program(layer, "src=batch:1..4xlength:2..9x16"), recipe)
     onnx.checker.check_model(model, full_check=True)
+
+
+class Squares(nn.Module):
+    """x * x goes beyond float16 on the way to a result within it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 600) * (x * 600) * 1e-5
+
+
+def test_an_overflow_that_the_cpu_hides_is_noted_in_the_proof(tmp_path: Path) -> None:
+    exported = edgekit.export(
+        Squares(),
+        ["x=1x64"],
+        targets=["onnxruntime"],
+        precision="fp32,fp16",
+        out=tmp_path / "squares",
+    )
+    assert exported.proof("onnxruntime-fp32").notes == ()
+    half = exported.proof("onnxruntime-fp16")
+    assert half.passed
+    (note,) = half.notes
+    assert "Node 'mul_2' (aten.mul.Tensor)" in note
+    assert "--precision fp32" in note
+
+
+def test_every_value_is_shown_by_the_name_of_its_graph_node() -> None:
+    captured = program(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), "input=1x3")
+    backend = edgekit.backend("onnxruntime")
+    sample = captured.reference.samples[0]
+    with backend.open(backend.lower(captured, FP32)) as session:
+        assert isinstance(session, Inside)
+        values = session.layers(sample)
+        outputs = session.run(sample)
+    names = [node.name for node in captured.exported.graph.nodes if node.op == "call_function"]
+    assert set(names[:-1]) <= set(values)  # the last one is called like the output
+    assert (values["relu"] >= 0).all()
+    np.testing.assert_array_equal(values["output"], outputs["output"])

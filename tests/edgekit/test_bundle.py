@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import pytest
 
 from edgekit.bundle import Bundle, check_destination, open_bundle, write_bundle
 from edgekit.errors import DamagedFile, NewerSchema, StorageError, UnknownName, UsageError
+from edgekit.evidence import ON_DEVICE, digest_of, open_shipped, write_evidence
 from edgekit.files import sha256
-from edgekit.manifest import NAME, digest_of
+from edgekit.layers import Layer, layer_from_values, layers_to_bytes
+from edgekit.manifest import NAME
 from edgekit.testing import example_bundle, example_reference
 
 REPLAY = "replay-fp32"
@@ -353,3 +355,137 @@ def test_a_bundle_whose_parent_is_not_writable_cannot_be_replaced(
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(StorageError, match="is not writable; choose another folder with -o"):
         check_destination(bundle.folder, overwrite=True)
+
+
+LAYERS = "layers/model.npz"
+
+
+def with_layers(bundle: Bundle, layers: list[Layer]) -> Bundle:
+    """The same bundle with eager values of these layers."""
+    (entry,) = bundle.manifest.artifacts
+    return write_bundle(
+        bundle.folder,
+        replace(bundle.manifest, artifacts=(replace(entry, layers=LAYERS),), files={}),
+        artifacts=[bundle.artifact()],
+        proofs=[bundle.proof(REPLAY)],
+        reference=example_reference(),
+        readme="x\n",
+        extra={LAYERS: layers_to_bytes(layers)},
+        overwrite=True,
+    )
+
+
+def test_layers_come_back_as_they_were_kept(bundle: Bundle) -> None:
+    layer = layer_from_values("mul", "aten.mul.Tensor", "head", np.arange(9.0))
+    written = with_layers(bundle, [layer])
+    assert open_bundle(bundle.folder) == written
+    assert LAYERS in written.manifest.files
+    (found,) = open_bundle(bundle.folder).layers(REPLAY)
+    assert (found.node, found.op, found.module, found.size) == ("mul", "aten.mul.Tensor", "head", 9)
+    assert np.array_equal(found.values, layer.values)
+
+
+def test_a_bundle_made_before_there_were_layers_has_none(bundle: Bundle) -> None:
+    assert bundle.layers(REPLAY) == []
+    forge(bundle.folder, lambda body: body["artifacts"][0].pop("layers"))
+    assert open_bundle(bundle.folder).layers(REPLAY) == []
+
+
+@pytest.mark.parametrize("harm", [flip, cut, extend, empty])
+def test_a_changed_byte_in_the_layers_is_found(
+    bundle: Bundle, harm: Callable[[Path], None]
+) -> None:
+    with_layers(bundle, [])
+    harm(bundle.folder / LAYERS)
+    with pytest.raises(DamagedFile, match=rf"{LAYERS} was altered or cut short"):
+        open_bundle(bundle.folder)
+
+
+def on_device(bundle: Bundle, *reasons: Sequence[str]) -> None:
+    """What a script writes that found these failures, a proof each."""
+    shipped = open_shipped(bundle.folder / REPLAY)
+    write_evidence(
+        shipped.folder,
+        [shipped.prove(shipped.expected, {"processor": "Orin"}, failures=why) for why in reasons],
+    )
+
+
+def test_without_a_device_the_proof_of_the_export_stands(bundle: Bundle) -> None:
+    assert bundle.device_proofs(REPLAY) == ()
+    assert bundle.standing(REPLAY) == "executed"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "standing"),
+    [
+        ([[]], "on-device"),
+        ([[], []], "on-device"),
+        ([["No."]], "fails on device"),
+        ([[], ["No."]], "fails on device"),
+        ([], "executed"),
+    ],
+)
+def test_a_device_has_the_last_word(
+    bundle: Bundle, reasons: list[list[str]], standing: str
+) -> None:
+    on_device(bundle, *reasons)
+    found = open_bundle(bundle.folder)
+    assert [list(proof.failures) for proof in found.device_proofs(REPLAY)] == reasons
+    assert {proof.level for proof in found.device_proofs(REPLAY)} <= {"on-device"}
+    assert found.standing(REPLAY) == standing
+
+
+def test_an_artifact_kept_unproven_is_not_proven_by_a_device(bundle: Bundle) -> None:
+    on_device(bundle, [])
+    failed = {**bundle.proof(REPLAY).to_json(), "failures": ["It differs."]}
+    (bundle.folder / REPLAY / "proof.json").write_text(json.dumps(failed))
+    assert bundle.standing(REPLAY) == "not proven"
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("harm", [halve, empty])
+def test_what_came_after_the_export_and_was_cut_short_says_how_to_make_it_again(
+    bundle: Bundle, harm: Callable[[Path], None]
+) -> None:
+    bundle.write_measurement(REPLAY, {"p50_ms": 1.5})
+    on_device(bundle, [])
+    for file, remedy in (("perf.json", "profile again"), (ON_DEVICE, "script on the device again")):
+        harm(bundle.folder / REPLAY / file)
+        with pytest.raises(
+            DamagedFile, match=rf"{file} cannot be read: .*\. Delete it and run .* {remedy}\.$"
+        ):
+            open_bundle(bundle.folder)
+        (bundle.folder / REPLAY / file).unlink()
+
+
+def alter(path: Path) -> None:
+    path.write_text(path.read_text().replace("Orin", "Thor"))
+
+
+def test_what_a_device_found_and_someone_altered_is_damage(bundle: Bundle) -> None:
+    on_device(bundle, [])
+    alter(bundle.folder / REPLAY / ON_DEVICE)
+    with pytest.raises(
+        DamagedFile,
+        match=r"on-device\.json was altered or cut short; delete it and run the artifact's script "
+        r"on the device again\.$",
+    ):
+        open_bundle(bundle.folder)
+
+
+@pytest.mark.parametrize("proofs", [[3], [{}], ["text"], [None]])
+def test_a_device_that_writes_no_proofs_is_damage(bundle: Bundle, proofs: list[object]) -> None:
+    body = {"proofs": proofs}
+    text = json.dumps({**body, "digest": digest_of(body)})
+    (bundle.folder / REPLAY / ON_DEVICE).write_text(text)
+    with pytest.raises(DamagedFile, match="a proof in the bundle is malformed"):
+        open_bundle(bundle.folder)
+
+
+def test_what_a_device_found_is_a_plain_file(bundle: Bundle) -> None:
+    (bundle.folder / REPLAY / ON_DEVICE).symlink_to("/etc/hostname")
+    with pytest.raises(DamagedFile, match=r"on-device\.json is no plain file"):
+        open_bundle(bundle.folder)

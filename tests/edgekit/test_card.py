@@ -59,3 +59,25 @@ def test_the_lines_to_run_name_the_runtime(bundle: Bundle) -> None:
 def test_the_models_own_card_comes_last(bundle: Bundle) -> None:
     assert text(bundle, card="\nTrained on cats.\n").endswith("## Model card\n\nTrained on cats.\n")
     assert "Model card" not in text(bundle)
+
+
+@pytest.mark.parametrize(
+    ("level", "meaning"),
+    [
+        ("static", "checked op by op and not run"),
+        ("emulated", "run by edgekit's own interpreter"),
+        ("executed", "run by the vendor's runtime, on the machine that made the bundle."),
+    ],
+)
+def test_the_card_says_what_its_levels_mean_and_no_others(
+    bundle: Bundle, level: str, meaning: str
+) -> None:
+    proof = replace(bundle.proof("replay-fp32"), level=level)
+    written = readme(bundle.manifest, [proof, proof], "")
+    assert f"\n\n`{level}` means: {meaning}" in written
+    assert written.count("` means: ") == 1
+
+
+def test_a_proof_without_numbers_has_none_on_the_card(bundle: Bundle) -> None:
+    proof = replace(bundle.proof("replay-fp32"), level="static", outputs=())
+    assert "| replay-fp32 | static | yes | - | - |" in readme(bundle.manifest, [proof], "")

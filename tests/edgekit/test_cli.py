@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
+from edgekit.artifact import Artifact
 from edgekit.bundle import open_bundle
 from edgekit.cli import main
-from edgekit.errors import DISTRIBUTION
+from edgekit.contract import Backend, Option
+from edgekit.doctor import Conflict
+from edgekit.errors import DISTRIBUTION, UsageError
 from edgekit.image import ImageInput
-from edgekit.testing import example_bundle
+from edgekit.registry import backend_options
+from edgekit.testing import ReplayBackend, ReplaySession, example_bundle
+
+Install = Callable[[Backend], None]
 
 USER_FILE = """
 import torch
@@ -91,8 +101,6 @@ def test_verify_proves_again(bundle: Path, capsys: pytest.CaptureFixture[str]) -
 def test_verify_of_a_wrong_artifact_fails_with_the_measure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgekit.testing import ReplayBackend
-
     example_bundle(tmp_path / "b")
 
     class Drifting(ReplayBackend):
@@ -118,7 +126,7 @@ def test_verify_of_a_wrong_artifact_fails_with_the_measure(
         ("list", "models"),
         ("doctor",),
         ("run", "{bundle}", "{npz}"),
-        ("check", "{file}:make", "--target", "all", "--input", "x=1x3x8x8"),
+        ("check", "{file}:make", "--target", "onnxruntime", "--input", "x=1x3x8x8"),
         ("profile", "{bundle}", "--noisy-ok", "--artifact", "onnxruntime-fp32", "--runs", "5"),
     ],
 )
@@ -153,12 +161,13 @@ def test_profile_measures_in_a_fresh_process_and_keeps_raw_times(
     assert 0 < saved["p50_ms"] <= saved["p90_ms"] <= saved["p99_ms"]  # type: ignore[operator]
 
 
+CHECK = ("check", "--input", "x=1x3x8x8")
+
+
 def test_check_lists_what_stays_outside_with_line_and_remedy(
     user_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, _ = run(
-        capsys, "check", f"{user_file}:make", "--target", "all", "--input", "x=1x3x8x8"
-    )
+    code, out, _ = run(capsys, *CHECK, f"{user_file}:make", "--target", "onnxruntime,executorch")
     assert code == 0
     assert "onnxruntime-fp32: no findings" in out
     assert "net.py:11: left, right = self.conv(x).chunk(2, 1)" in out
@@ -336,6 +345,26 @@ def test_doctor_fails_for_a_conflict_and_not_for_what_is_absent(
     code, out, _ = run(capsys, "doctor")
     assert code == 3
     assert "pip install torch==2.13.0" in out
+    assert "why: torch ==2.13.0: ExecuTorch's wheel is built for it" in out
+    monkeypatch.setattr("edgekit.cli.doctor.examine", lambda: [absent])
+    broken = Conflict("torch 2.9", "numpy<2", "numpy", "2.4")
+    monkeypatch.setattr("edgekit.cli.doctor.conflicts", lambda: [broken])
+    code, out, _ = run(capsys, "doctor")
+    assert code == 3
+    assert "conflict: torch 2.9 requires numpy<2, and numpy 2.4 is installed" in out
+
+
+def test_doctor_lists_packages_targets_and_conflicts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Conflict("torch 2.9", "numpy<2", "numpy", "2.4")
+    monkeypatch.setattr("edgekit.cli.doctor.conflicts", lambda: [broken])
+    _, out, _ = run(capsys, "doctor", "--json")
+    found = json.loads(out)
+    assert sorted(found) == ["conflicts", "packages", "targets"]
+    assert "numpy" in {entry["name"] for entry in found["packages"]}
+    assert {"coreml", "onnxruntime"} < {entry["name"] for entry in found["targets"]}
+    assert found["conflicts"] == [broken.to_json()]
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -397,3 +426,252 @@ def test_what_was_not_foreseen_is_a_sentence_too(
     code, said = error(capsys, "doctor")
     assert code == 1
     assert "internal error, TypeError: surprise. Run the command again with --debug" in said
+
+
+def test_every_setting_of_every_target_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    known = backend_options()
+    assert {"coreml-minimum", "tensorrt-version"} <= known.keys()
+    for verb in ("check", "export"):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        for name, option in known.items():
+            assert f"--{name} VALUE" in shown
+            assert f"(default {option.default})" in shown
+
+
+@pytest.mark.parametrize(
+    ("target", "option", "value", "sentence"),
+    [
+        ("coreml", "minimum", "iOS9", "'iOS9' is not one of iOS16, iOS17, iOS18"),
+        ("tensorrt", "version", "9", "'9' is not one of 10.3, 10.13, 11, rtx"),
+        ("tensorrt", "build-seconds", "soon", "'soon' is not a number above 0"),
+        ("tensorrt", "build-seconds", "0", "'0' is not a number above 0"),
+        ("tensorrt", "build-memory", "nan", "'nan' is not a number above 0"),
+        ("tensorrt", "compute-capability", "sm1", "sm1"),
+    ],
+)
+def test_a_wrong_setting_is_a_sentence_before_any_work(
+    target: str,
+    option: str,
+    value: str,
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edgekit.registry.find_spec", lambda module: module)  # whatever is missing
+    setting = f"--{target}-{option}={value}"
+    for words in (("check", "no.py:make"), ("export", "no.py:make", "-o", tmp_path / "b")):
+        code, said = error(capsys, *words, "--target", target, setting)
+        assert code == 2
+        assert f"--{target}-{option}" in said or option == "compute-capability"
+        assert sentence in said
+
+
+def test_an_option_of_no_target_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = error(capsys, "check", "no.py:make", "--target", "coreml", "--coreml-maximum=1")
+    assert code == 2
+    assert "unrecognized arguments: --coreml-maximum=1" in said
+
+
+@dataclass
+class Tuned(ReplayBackend):
+    """A backend with a setting; it finds what it was set to."""
+
+    name: str = "tuned"
+    minimum: str = "3"
+    options: tuple[Option, ...] = (Option("minimum", "3", "the least"),)
+
+    def with_options(self, values: Mapping[str, str]) -> Tuned:
+        if not values["minimum"].isdigit():
+            raise UsageError(f"--tuned-minimum {values['minimum']!r} is not a number.")
+        return Tuned(minimum=values["minimum"])
+
+    def check(self, *_: object) -> list[Any]:
+        from edgekit.contract import Finding
+
+        effect: Literal["refused", "outside"] = "refused" if self.minimum == "9" else "outside"
+        return [Finding("op", effect, "net.py:3: x.sort()", "", f"at least {self.minimum}")]
+
+
+def test_a_setting_of_a_target_reaches_it(
+    user_file: Path, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(Tuned())
+    words = (*CHECK, f"{user_file}:make", "--target", "tuned")
+    for more, minimum in (((), 3), (("--tuned-minimum", 5), 5)):
+        code, out, _ = run(capsys, *words, *more)
+        assert code == 0
+        assert f"stays outside the delegate: at least {minimum}" in out
+    assert error(capsys, *words, "--tuned-minimum", "lots") == (
+        2,
+        "edgekit: --tuned-minimum 'lots' is not a number.\n",
+    )
+
+
+@pytest.mark.parametrize(("minimum", "code", "level"), [(3, 0, "warning"), (9, 3, "error")])
+def test_check_writes_its_findings_as_sarif_beside_what_it_prints(
+    user_file: Path,
+    tmp_path: Path,
+    install: Install,
+    capsys: pytest.CaptureFixture[str],
+    minimum: int,
+    code: int,
+    level: str,
+) -> None:
+    install(Tuned())
+    words = (*CHECK, f"{user_file}:make", "--target", "tuned", "--tuned-minimum", minimum)
+    found, out, _ = run(capsys, *words, "--json", "--sarif", tmp_path / "found.sarif")
+    assert found == code
+    (printed,) = json.loads(out)["tuned-fp32"]
+    (result,) = json.loads((tmp_path / "found.sarif").read_text())["runs"][0]["results"]
+    assert result["level"] == level
+    assert printed["remedy"] in result["message"]["text"]
+    assert error(capsys, *words, "--sarif", tmp_path / "no/found.sarif")[0] == 3
+
+
+@pytest.fixture
+def replayed(user_file: Path, tmp_path: Path, install: Install) -> Path:
+    """A bundle of the user's file for a target that hides its layers."""
+    install(ReplayBackend())
+    sample = tmp_path / "mine.npz"  # not what would be drawn
+    np.savez(sample, x=np.random.default_rng(9).random((2, 3, 8, 8), dtype=np.float32))
+    words = ("export", f"{user_file}:make", "--target", "replay", "--input", "x=batch:1..3x3x8x8")
+    assert main([*words, "--samples", str(sample), "-o", str(tmp_path / "b")]) == 0
+    return tmp_path / "b"
+
+
+def test_layers_that_a_runtime_hides_need_the_model(
+    replayed: Path, user_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    code, out, _ = run(capsys, "verify", replayed, "--layers")
+    assert code == 0
+    assert "replay hides its layers; say which model was exported, --model path/to/file.py" in out
+    code, out, err = run(capsys, "verify", replayed, "--layers", "--model", f"{user_file}:make")
+    assert (code, err) == (0, "")
+    table = out.partition("replay-fp32, by module:\n")[2].splitlines()
+    assert table[0].split() == ["module", "op", "node", "SQNR"]
+    assert [line.split() for line in table[2:]] == [
+        ["conv", "aten.conv2d.default", "conv2d", "equal", "ok"],
+        ["(the", "model)", "aten.mean.dim", "mean", "equal", "ok"],
+    ]
+
+
+def test_layers_are_in_the_json_of_a_proof(
+    replayed: Path, user_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    words = ("verify", replayed, "--json", "--layers")
+    (hidden,) = json.loads(run(capsys, *words)[1])
+    assert hidden["layers"] == []
+    assert "hides its layers" in hidden["first_divergence"]
+    (shown,) = json.loads(run(capsys, *words, "--model", f"{user_file}:make")[1])
+    assert shown["layers"][0] == {
+        "node": "conv2d",
+        "op": "aten.conv2d.default",
+        "module": "conv",
+        "sqnr_db": None,
+        "finite": True,
+        "diverges": False,
+    }
+    assert shown["first_divergence"] == ""
+    (plain,) = json.loads(run(capsys, "verify", replayed, "--json")[1])
+    assert "layers" not in plain
+
+
+def test_the_first_layer_that_differs_is_a_sentence(
+    replayed: Path, user_file: Path, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgekit.cli.backend", lambda name: ReplayBackend(drift=0.5))
+        code, out, _ = run(capsys, "verify", replayed, "--layers", "--model", f"{user_file}:make")
+    assert code == 0  # the artifact itself is right; what is made again is not
+    assert "It first differs at module 'conv', aten.conv2d.default, node 'conv2d', which is" in out
+    assert "diverges" in out
+
+
+def test_a_model_that_is_not_there_is_a_reason_and_not_the_end(
+    replayed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    code, out, _ = run(
+        capsys, "verify", replayed, "--layers", "--model", f"{tmp_path}/absent.py:make"
+    )
+    assert code == 0
+    assert "The layers cannot be shown: there is no file" in out
+
+
+def test_a_bundle_made_before_there_were_layers_is_verified_all_the_same(
+    tmp_path: Path, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(ReplayBackend())
+    example_bundle(tmp_path / "b")
+    code, out, _ = run(capsys, "verify", tmp_path / "b", "--layers")
+    assert code == 0
+    assert "replay-fp32  executed" in out
+    assert "made without the values of layers; export it again." in out
+
+
+class StaticSession(ReplaySession):
+    level = "static"
+    notes = ("The interpreter lacks conv and relu.", "Try it on the device.")
+    faults = ()
+    cause = ""
+
+
+class Static(ReplayBackend):
+    def open(self, artifact: Artifact, *, threads: int | None = None) -> ReplaySession:
+        return StaticSession(artifact)
+
+
+def test_a_proof_without_numbers_warns_wherever_it_is_shown(
+    user_file: Path, tmp_path: Path, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(Static("static"))
+    words = ("export", f"{user_file}:make", "--target", "static", "--input", "x=1x3x8x8")
+    warning = "warning: static-fp32: The interpreter lacks conv and relu. Try it on the device.\n"
+    code, out, err = run(capsys, *words, "-o", tmp_path / "b")
+    assert (code, err) == (0, warning)
+    assert out.splitlines()[2].split()[:5] == ["static", "fp32", "static", "-", "-"]
+    code, out, err = run(capsys, "verify", tmp_path / "b")
+    assert (code, err) == (0, warning)
+    assert out.splitlines()[2].split() == ["static-fp32", "static", "4", "-", "-"]
+
+
+@dataclass
+class Imitation(ReplayBackend):
+    name: str = "imitation"
+    emulation: str = "copy the bundle to the device"
+
+
+INTERPRETED = (
+    "imitation-fp32 is run by an interpreter here; to measure it, copy the bundle to the device.\n"
+)
+
+
+def test_the_time_of_an_interpreter_is_not_taken(
+    user_file: Path,
+    tmp_path: Path,
+    install: Install,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: dict[str, Any] = dict.fromkeys(
+        ("import_ms", "cold_load_ms", "first_run_ms", "warm_load_ms", "others_busy_cores"), 0.0
+    )
+    measured |= {"peak_memory_bytes": 1, "model_memory_bytes": 1, "times_ms": (1.0,), "ops": ()}
+    # Not by its dotted name: the package's function of that name hides the module.
+    module = importlib.import_module("edgekit.profile")
+    monkeypatch.setattr(module, "_in_fresh_process", lambda *words: measured)
+    install(ReplayBackend())
+    install(Imitation())
+    words = ("export", f"{user_file}:make", "--target", "imitation,replay", "--input", "x=1x3x8x8")
+    assert run(capsys, *words, "-o", tmp_path / "b")[0] == 0
+    code, out, err = run(capsys, "profile", tmp_path / "b")
+    assert (code, err) == (0, f"warning: {INTERPRETED}")
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["replay-fp32"]
+    alone = error(capsys, "profile", tmp_path / "b", "--artifact", "imitation-fp32")
+    assert alone == (3, f"edgekit: {INTERPRETED}")

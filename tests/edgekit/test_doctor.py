@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 from edgekit import doctor
-from edgekit.doctor import Check, Target, examine, targets
+from edgekit.doctor import Check, Target, conflicts, examine, making, targets
 
 LISTED = [
     "numpy>=2.0",
@@ -129,5 +129,87 @@ def test_a_target_says_what_it_needs_and_how_to_get_it() -> None:
 
 def test_every_adapter_is_a_target() -> None:
     found = {target.name: target for target in targets()}
-    assert sorted(found) == ["executorch", "onnxruntime"]
+    assert sorted(found) == ["coreml", "executorch", "onnxruntime", "tensorrt"]
     assert all(target.precisions for target in found.values())
+
+
+def test_only_what_is_there_in_another_version_conflicts(versions: dict[str, str]) -> None:
+    versions["onnx"] = "1.22.0"
+    del versions["torch"]
+    found = examined()
+    assert [name for name, check in found.items() if check.conflicts] == ["onnx"]
+
+
+def test_every_version_that_is_fixed_has_its_own_reason(versions: dict[str, str]) -> None:
+    found = examined()
+    assert found["onnx"].why == "the exporter of this torch writes for it"
+    assert found["plain"].why == "these versions were tried together, others were not"
+
+
+def test_every_reason_is_given_for_a_package_that_is_listed() -> None:
+    assert doctor._REASONS.keys() <= examined().keys()
+
+
+REQUIRED = {
+    "edgekit-sdk": LISTED,
+    "torch": ["plain>=1", "numpy<2; extra == 'old'", "onnx==9; python_version < '3'"],
+    "onnx": ["numpy>=1.23", "protobuf>=4", "torch==2.13.0"],
+    "onnxruntime": ["numpy>=3", "no-such-package==1"],
+    "pillow": None,
+}
+
+
+@pytest.fixture
+def required(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> dict[str, str]:
+    """What the packages of that environment require themselves."""
+    monkeypatch.setattr(doctor, "requires", REQUIRED.get)
+    return versions
+
+
+def test_a_requirement_that_another_package_breaks_is_a_sentence(required: dict[str, str]) -> None:
+    (conflict,) = conflicts()
+    assert str(conflict) == (
+        "onnxruntime 1.32.0 requires numpy>=3, and numpy 2.0.1 is installed; install what edgekit "
+        "pins for both, or keep them in two environments."
+    )
+    assert conflict.to_json() == {
+        "package": "onnxruntime 1.32.0",
+        "requirement": "numpy>=3",
+        "name": "numpy",
+        "installed": "2.0.1",
+    }
+
+
+def test_a_build_of_the_same_version_and_a_version_before_release_meet_it(
+    required: dict[str, str],
+) -> None:
+    required |= {"torch": "2.13.0+cu126", "numpy": "3.1rc1"}
+    assert conflicts() == []
+    required["torch"] = "2.12.0+cu126"
+    assert [conflict.requirement for conflict in conflicts()] == ["torch==2.13.0"]
+
+
+def test_what_is_not_installed_requires_nothing(required: dict[str, str]) -> None:
+    del required["onnxruntime"]
+    assert conflicts() == []
+
+
+@pytest.mark.usefixtures("required")
+def test_without_the_package_that_reads_requirements_nothing_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    assert conflicts() == []
+
+
+def test_making_needs_more_than_running(versions: dict[str, str]) -> None:
+    ready = Target("onnxruntime", ("fp32",), ())
+    assert making(ready) == "ready"
+    del versions["onnx"], versions["torch"], versions["pillow"]
+    assert making(ready) == "needs onnx, torch: pip install 'edgekit-sdk[export,onnxruntime]'"
+
+
+@pytest.mark.usefixtures("versions")
+def test_making_needs_at_least_what_running_needs() -> None:
+    missing = Target("executorch", ("fp32",), ("executorch",))
+    assert making(missing) == missing.state

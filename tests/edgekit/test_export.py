@@ -5,16 +5,20 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import edgekit
-from edgekit.contract import Finding
+from edgekit.artifact import Artifact
+from edgekit.contract import Backend, Finding, Inside, Option
 from edgekit.errors import (
+    LoweringFailed,
     MissingRuntime,
     NotProven,
     StorageError,
@@ -24,8 +28,12 @@ from edgekit.errors import (
 )
 from edgekit.export import check, export, plan
 from edgekit.model import Model
-from edgekit.recipe import FP16, FP32
-from edgekit.testing import ReplayBackend
+from edgekit.program import Program
+from edgekit.recipe import FP16, FP32, Recipe
+from edgekit.spec import Array, Arrays
+from edgekit.testing import ReplayBackend, ReplaySession
+
+Install = Callable[[Backend], None]
 
 
 @pytest.fixture
@@ -200,6 +208,14 @@ def test_a_stopped_export_leaves_the_old_bundle_and_no_bundle_like_debris(
         assert debris == []
 
 
+def test_all_is_every_target_that_is_installed(install: Install) -> None:
+    install(ReplayBackend())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgekit.registry.find_spec", lambda module: module)  # whatever is missing
+        names = {each.backend.name for each in plan(["all"], "auto")}
+    assert names == {"coreml", "executorch", "onnxruntime", "replay", "tensorrt"}
+
+
 def test_auto_takes_the_first_recipe_of_each_target_and_names_may_be_joined() -> None:
     assert [each.recipe for each in plan(["onnxruntime"], "auto")] == [FP32]
     both = plan(["onnxruntime", "executorch"], "fp32,fp16")
@@ -209,7 +225,6 @@ def test_auto_takes_the_first_recipe_of_each_target_and_names_may_be_joined() ->
         ("executorch", FP32),
         ("executorch", FP16),
     ]
-    assert {each.backend.name for each in plan(["all"], "auto")} == {"executorch", "onnxruntime"}
 
 
 def test_names_that_do_not_exist_are_sentences() -> None:
@@ -257,3 +272,212 @@ def test_steps_are_reported_as_they_start(layer: nn.Linear, tmp_path: Path) -> N
     export(layer, EXAMPLE, targets=[ReplayBackend()], out=tmp_path / "b", report=steps.append)
     assert steps[0] == "running the eager model on its samples"
     assert steps[-1].startswith("writing")
+
+
+@dataclass
+class Tuned(ReplayBackend):
+    """A backend with a setting that takes numbers."""
+
+    name: str = "tuned"
+    minimum: str = "3"
+    options: tuple[Option, ...] = (Option("minimum", "3", "the least"),)
+
+    def with_options(self, values: Mapping[str, str]) -> Tuned:
+        if not values["minimum"].isdigit():
+            raise UsageError(f"--tuned-minimum {values['minimum']!r} is not a number.")
+        return replace(self, minimum=values["minimum"])
+
+    def lower(self, program: Program, recipe: Recipe) -> Artifact:
+        return replace(super().lower(program, recipe), provenance={"minimum": self.minimum})
+
+    def check(self, program: Program, recipe: Recipe) -> list[Finding]:
+        return [Finding("op", "outside", "", "", f"at least {self.minimum}")]
+
+
+def test_options_reach_the_target_that_they_name(
+    layer: nn.Linear, tmp_path: Path, install: Install
+) -> None:
+    install(Tuned())
+    for options, minimum in ((None, "3"), ({}, "3"), ({"tuned-minimum": "5"}, "5")):
+        out = tmp_path / f"b{minimum}"
+        bundle = export(layer, EXAMPLE, targets=["tuned"], out=out, options=options, overwrite=True)
+        assert bundle.manifest.artifacts[0].provenance == {"minimum": minimum}
+        found = check(layer, EXAMPLE, targets=["tuned"], options=options)
+        assert found["tuned-fp32"][0].remedy == f"at least {minimum}"
+
+
+def test_an_option_that_does_not_exist_is_answered_with_the_nearest(
+    layer: nn.Linear, tmp_path: Path, install: Install
+) -> None:
+    install(Tuned())
+    options = {"tuned-minimun": "5"}
+    sentence = (
+        r"unknown option 'tuned-minimun'; did you mean 'tuned-minimum'\? There is: .*tuned-min"
+    )
+    with pytest.raises(UnknownName, match=sentence):
+        export(layer, EXAMPLE, targets=[ReplayBackend()], out=tmp_path / "b", options=options)
+    with pytest.raises(UnknownName, match=sentence):
+        check(layer, EXAMPLE, targets=[ReplayBackend()], options=options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_that_an_option_does_not_take_is_said_before_any_work(install: Install) -> None:
+    install(Tuned())
+    steps: list[str] = []
+    with pytest.raises(UsageError, match=r"^--tuned-minimum 'lots' is not a number\.$"):
+        check(
+            "no_such.py:make",
+            targets=["tuned"],
+            options={"tuned-minimum": "lots"},
+            report=steps.append,
+        )
+    assert steps == []
+
+
+class Steps(nn.Module):
+    """Two modules in a row, for a first one that differs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x))
+        result: Tensor = self.second(hidden)
+        return result
+
+
+class Wrapped(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.inner = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inner(x)
+        return result
+
+
+@pytest.fixture
+def steps() -> Steps:
+    torch.manual_seed(0)
+    return Steps().eval()
+
+
+def test_eager_values_of_every_layer_are_in_the_bundle(steps: Steps, tmp_path: Path) -> None:
+    targets = [ReplayBackend(), ReplayBackend("other")]
+    bundle = export(steps, ["x=batch:1..3x3"], targets=targets, out=tmp_path / "b")
+    assert {entry.layers for entry in bundle.manifest.artifacts} == {"layers/model.npz"}
+    assert [path.name for path in (tmp_path / "b/layers").iterdir()] == ["model.npz"]
+    layers = edgekit.open_bundle(tmp_path / "b").layers("other-fp32")
+    assert [(each.node, each.module) for each in layers] == [
+        ("linear", "first"),
+        ("relu", ""),
+        ("linear_1", "second"),
+    ]
+    expected = bundle.reference().expected[0]["output"]
+    np.testing.assert_allclose(layers[-1].values, expected.ravel(), atol=1e-6)
+
+
+@dataclass
+class Fast(ReplayBackend):
+    """A backend that prefers a form of the model."""
+
+    recipes: tuple[Recipe, ...] = (FP32,)
+    form: str = "concat"
+
+
+def test_each_form_of_the_model_has_layers_of_its_own(steps: Steps, tmp_path: Path) -> None:
+    def deploy(module: nn.Module, form: str, inputs: object) -> nn.Module:
+        return Wrapped(module) if form == "two-stream" else module
+
+    model = edgekit.source.resolve(steps, ["x=1x3"])
+    formed = Model(model.module, model.inputs, samples=model.samples, deploy=deploy)
+    targets = [Fast("one"), Fast("two", form="two-stream"), ReplayBackend("three")]
+    bundle = export(formed, targets=targets, out=tmp_path / "b")
+    assert [entry.layers for entry in bundle.manifest.artifacts] == [
+        "layers/concat.npz",
+        "layers/two-stream.npz",
+        "layers/model.npz",
+    ]
+    assert bundle.layers("one-fp32")[0].module == "first"
+    assert bundle.layers("two-fp32")[0].module == "inner.first"
+
+
+def test_an_artifact_that_drifts_is_explained_by_its_first_layer_and_the_users_line(
+    steps: Steps, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        NotProven,
+        match=r"Output 'output': .*It first differs at module 'first', aten\.linear\.default, node "
+        r"'linear' \(.*test_export\.py:\d+: hidden = torch\.relu\(self\.first\(x\)\)\), which is "
+        r"-?\d+\.\d dB from eager\. In float32 no layer should differ",
+    ):
+        export(steps, ["x=1x3"], targets=[ReplayBackend(drift=0.5)], out=tmp_path / "b")
+
+
+class GlassSession(ReplaySession):
+    """Shows its layers; all are right but the one it was told."""
+
+    def __init__(self, artifact: Artifact, net: Steps, wrong: str) -> None:
+        super().__init__(artifact)
+        self._net, self._wrong = net, wrong
+
+    def layers(self, arrays: Arrays) -> dict[str, Array]:
+        with torch.no_grad():
+            first = self._net.first(torch.from_numpy(arrays["x"]))
+            values = {"linear": first, "relu": first.relu()}
+            values["linear_1"] = self._net.second(values["relu"])
+        found = {name: value.numpy() for name, value in values.items()}
+        found[self._wrong] = found[self._wrong] + 1
+        return found
+
+
+@dataclass
+class Glass(ReplayBackend):
+    net: Steps | None = None
+    wrong: str = ""
+
+    def open(self, artifact: Artifact, *, threads: int | None = None) -> GlassSession:
+        assert self.net is not None
+        return GlassSession(artifact, self.net, self.wrong)
+
+    def lower(self, program: Program, recipe: Recipe) -> Artifact:
+        assert len(program.outputs) == 1  # it shows its layers and need not be made again
+        return super().lower(program, recipe)
+
+
+@pytest.mark.parametrize(("node", "module"), [("linear_1", "second"), ("linear", "first")])
+def test_a_runtime_that_shows_its_layers_is_asked_for_those_of_the_artifact(
+    steps: Steps, tmp_path: Path, node: str, module: str
+) -> None:
+    glass = Glass(drift=0.5, net=steps, wrong=node)
+    assert isinstance(GlassSession(Artifact("", FP32, "", {}, (), ()), steps, node), Inside)
+    with pytest.raises(NotProven, match=rf"first differs at module '{module}', .* node '{node}' "):
+        export(steps, ["x=1x3"], targets=[glass], out=tmp_path / "b")
+
+
+@dataclass
+class Once(ReplayBackend):
+    """Lowers the model, and refuses to do so again with its layers shown."""
+
+    def lower(self, program: Program, recipe: Recipe) -> Artifact:
+        assert program.outputs  # of a model without layers, none is asked for
+        if len(program.outputs) > 1:
+            raise LoweringFailed("too many outputs")
+        return super().lower(program, recipe)
+
+
+class Twice(nn.Module):
+    def forward(self, ids: Tensor) -> Tensor:
+        return ids * 2
+
+
+@pytest.mark.parametrize(
+    ("module", "text"), [(Steps(), "x=1x3"), (Twice(), "ids=1x3:int64")], ids=["refused", "none"]
+)
+def test_a_search_for_the_layer_that_fails_does_not_hide_the_failure(
+    tmp_path: Path, module: nn.Module, text: str
+) -> None:
+    with pytest.raises(NotProven, match=r"Output 'output': .*the limit is [\d.]+\.$") as caught:
+        export(module, [text], targets=[Once(drift=1.0)], out=tmp_path / "b")
+    assert "first differs" not in str(caught.value)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from edgekit.errors import BadInput, DamagedFile, UsageError
 from edgekit.image import MAX_PIXELS, Image, ImageInput, read_image
+from edgekit.spec import parse_spec
 
 quick = settings(deadline=None, max_examples=40, derandomize=True)
 
@@ -372,3 +373,54 @@ def test_preprocessing_that_makes_no_sense_is_refused_when_it_is_made() -> None:
         ImageInput("x", 3, 8, 8, (0.5,), (0.5,))
     with pytest.raises(UsageError, match=r"std is not 0"):
         ImageInput("x", 1, 8, 8, (0.5,), (0.0,))
+
+
+@quick
+@given(
+    mean=st.tuples(*[st.floats(-1, 1, width=32)] * 3),
+    std=st.tuples(*[st.floats(0.03125, 4, width=32)] * 3),
+)
+def test_every_pixel_comes_back_from_what_the_model_takes(
+    mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    image = ImageInput("x", 3, 16, 16, mean, std)
+    pixels = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16), (2, 3, 16, 16))
+    prepared = image.normalise(pixels)
+    assert prepared.dtype == np.float32
+    back = image.pixels(prepared)
+    assert (back.dtype.name, back.shape) == ("float32", pixels.shape)
+    np.testing.assert_array_equal(back, pixels)
+
+
+def test_what_lies_between_two_pixels_stays_between_them() -> None:
+    image = ImageInput("x", 1, 1, 3, (0.5,), (0.25,))
+    between = np.array([[[[0.5, 127.25, -3.0]]]], np.float32)
+    np.testing.assert_allclose(image.pixels(image.normalise(between)), between, atol=1e-4)
+
+
+def test_preparing_a_picture_is_normalising_its_pixels() -> None:
+    image = ImageInput("x", 3, 2, 2, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    picture = np.random.default_rng(0).integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(
+        image.prepare(picture), image.normalise(picture.transpose(2, 0, 1)[None])
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "feeds"),
+    [
+        ("x=1x3x4x4", True),
+        ("x=batch:1..8x3x9x9", True),
+        ("y=1x3x4x4", False),
+        ("x=1x1x4x4", False),
+        ("x=1x3x4x4:uint8", False),
+        ("x=1x3", False),
+        ("x=3", False),
+        ("x=1x3x4x4x4", False),
+    ],
+)
+def test_a_picture_feeds_the_input_of_its_name_and_channels_of_any_size(
+    text: str, feeds: bool
+) -> None:
+    image = ImageInput("x", 3, 4, 4, (0.5,) * 3, (0.5,) * 3)
+    assert image.feeds(parse_spec(text)) is feeds

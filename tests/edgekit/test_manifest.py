@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import DamagedFile, EdgekitError, NewerSchema
+from edgekit.evidence import digest_of
 from edgekit.image import ImageInput
-from edgekit.manifest import NAME, ArtifactEntry, Manifest, digest_of, read_manifest
+from edgekit.manifest import NAME, ArtifactEntry, Manifest, read_manifest
 from edgekit.recipe import FP16, FP32
 from edgekit.spec import Dim, TensorSpec
 
@@ -31,7 +32,9 @@ WHOLE = Manifest(
     image=ImageInput("x", 1, 2, 2, (0.5,), (0.25,), 1),
     labels=("cat", "猫"),
     artifacts=(
-        ArtifactEntry("onnxruntime", FP32, "m.onnx", ("m.onnx", "m.data"), {"opset": 20}),
+        ArtifactEntry(
+            "onnxruntime", FP32, "m.onnx", ("m.onnx", "m.data"), {"opset": 20}, "layers/model.npz"
+        ),
         ArtifactEntry("executorch", FP16, "m.pte", ("m.pte",), {}),
     ),
     samples=("samples/0000.npz",),
@@ -43,6 +46,7 @@ WHOLE = Manifest(
             "README.md",
             "executorch-fp16/m.pte",
             "executorch-fp16/proof.json",
+            "layers/model.npz",
             "onnxruntime-fp32/m.data",
             "onnxruntime-fp32/m.onnx",
             "onnxruntime-fp32/proof.json",
@@ -90,11 +94,14 @@ def at(body: Any, path: tuple[str | int, ...]) -> Any:
 # What may hold any JSON value of its own: plain values that edgekit hands on unread.
 FREE = [path for path in places(BODY) if "provenance" in path[:-1] or path == ("edgekit",)]
 FIXED = [path for path in places(BODY) if path not in FREE and path != ("schema",)]
-# Without one of a list, or the hash of a file that nothing opens, the rest is a manifest.
+# Without one of a list, or the hash of a file that nothing opens, the rest is a manifest. Bundles
+# made before there were layers have no word of them.
 NEEDED = [
     path
     for path in FIXED
-    if isinstance(path[-1], str) and path not in (("versions", "torch"), ("files", "README.md"))
+    if isinstance(path[-1], str)
+    and path not in (("versions", "torch"), ("files", "README.md"))
+    and path[-1] != "layers"
 ]
 
 
@@ -267,7 +274,14 @@ def leave_by_sample(body: dict[str, Any]) -> None:
     body["files"]["/dev/zero"] = "0"
 
 
-@pytest.mark.parametrize("change", [leave_by_target, leave_by_main, leave_by_sample])
+def leave_by_layers(body: dict[str, Any]) -> None:
+    body["artifacts"][0]["layers"] = "../layers.npz"
+    body["files"]["../layers.npz"] = "0"
+
+
+@pytest.mark.parametrize(
+    "change", [leave_by_target, leave_by_main, leave_by_sample, leave_by_layers]
+)
 def test_no_other_field_leads_out_of_the_bundle(folder: Path, change: Change) -> None:
     body = copy.deepcopy(BODY)
     change(body)
@@ -276,7 +290,13 @@ def test_no_other_field_leads_out_of_the_bundle(folder: Path, change: Change) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["samples/0000.npz", "onnxruntime-fp32/m.data", "executorch-fp16/proof.json"]
+    "name",
+    [
+        "samples/0000.npz",
+        "onnxruntime-fp32/m.data",
+        "executorch-fp16/proof.json",
+        "layers/model.npz",
+    ],
 )
 def test_a_file_without_a_hash_is_damage(folder: Path, name: str) -> None:
     body = copy.deepcopy(BODY)
@@ -290,3 +310,11 @@ def test_a_main_file_that_is_none_of_the_files_is_damage(folder: Path) -> None:
     body["artifacts"][0]["main"] = "proof.json"
     with pytest.raises(DamagedFile, match=r"'proof\.json' is none of the artifact's files"):
         read_forged(folder, body)
+
+
+def test_a_manifest_made_before_there_were_layers_is_read_without_them(folder: Path) -> None:
+    body = copy.deepcopy(BODY)
+    for entry in body["artifacts"]:
+        del entry["layers"]
+    assert [entry.layers for entry in read_forged(folder, body).artifacts] == ["", ""]
+    assert [entry.layers for entry in WHOLE.artifacts] == ["layers/model.npz", ""]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from edgekit import host
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.errors import NoisyMachine, RuntimeFailed
-from edgekit.profile import percentile, profile
-from edgekit.testing import example_bundle
+from edgekit.evidence import percentile
+from edgekit.profile import profile, unmeasurable
+from edgekit.testing import ReplayBackend, example_bundle
 
 # Not "from edgekit import profile": the package's function of that name hides the module.
 profile_module = importlib.import_module("edgekit.profile")
@@ -32,6 +34,21 @@ RECORDED: dict[str, Any] = {
 }
 BUSY = {"others_busy_cores": 0.7}
 LONG_TAIL = {"times_ms": (2.0,) * 80 + (3.5,) * 20}
+
+
+@dataclass
+class Imitation(ReplayBackend):
+    """A backend that may be an interpreter here."""
+
+    emulation: str = "copy the bundle to the device"
+
+
+@pytest.fixture(autouse=True)
+def adapters(monkeypatch: pytest.MonkeyPatch) -> list[ReplayBackend]:
+    """The one that is installed; a test may put another in front."""
+    found = [ReplayBackend()]
+    monkeypatch.setattr(profile_module, "backend", lambda name: found[0])
+    return found
 
 
 @pytest.fixture
@@ -187,3 +204,24 @@ def test_what_a_runtime_prints_before_the_result_does_no_harm(
 ) -> None:
     done(monkeypatch, 0, out="a banner\n" + json.dumps(RECORDED) + "\n", err="a warning")
     assert profile(bundle).times_ms == RECORDED["times_ms"]
+
+
+def test_the_time_of_an_interpreter_is_refused_with_the_way_to_measure(
+    bundle: Bundle, asked: list[tuple[object, ...]], adapters: list[ReplayBackend]
+) -> None:
+    adapters.insert(0, Imitation())
+    sentence = (
+        r"^replay-fp32 is run by an interpreter here; to measure it, copy the bundle to the d"
+    )
+    with pytest.raises(RuntimeFailed, match=sentence):
+        profile(bundle, noisy_ok=True)
+    assert asked == []
+    assert open_bundle(bundle.folder).measurement("replay-fp32") is None
+
+
+def test_where_the_vendors_runtime_runs_there_is_nothing_to_say(
+    bundle: Bundle, adapters: list[ReplayBackend]
+) -> None:
+    assert unmeasurable(bundle.artifact()) == ""
+    adapters.insert(0, Imitation(emulation=""))
+    assert unmeasurable(bundle.artifact()) == ""

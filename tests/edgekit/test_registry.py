@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from edgekit import registry
+from edgekit.contract import Configurable, Option
 from edgekit.errors import EdgekitError, MissingRuntime, UnknownName, UnsupportedRecipe
 from edgekit.model import Model
 from edgekit.recipe import FP16, FP32, PRECISIONS, Recipe
@@ -21,6 +22,9 @@ from edgekit.registry import (
     ZOOS,
     backend,
     backend_names,
+    backend_options,
+    configured,
+    distance,
     find_backend,
     load_zoo_model,
     missing_modules,
@@ -30,6 +34,23 @@ from edgekit.registry import (
 )
 from edgekit.testing import ReplayBackend
 
+
+@dataclass
+class Tuned(ReplayBackend):
+    """A backend with settings, which remembers what it was given."""
+
+    name: str = "tuned"
+    values: tuple[tuple[str, str], ...] = ()
+    options: tuple[Option, ...] = (
+        Option("minimum", "3", "the least"),
+        Option("seconds", "9", "the longest"),
+    )
+
+    def with_options(self, values: Mapping[str, str]) -> Tuned:
+        return replace(self, values=tuple(values.items()))
+
+
+TUNED = Tuned()
 READY = ReplayBackend()
 MISSING = ReplayBackend("absent", needs=("edgekit_no_such_runtime",))
 MISSING_INNER = ReplayBackend("inner", needs=("json", "edgekit_no_such_runtime.inner"))
@@ -62,7 +83,9 @@ class Fast(ReplayBackend):
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     """The entry points of an imagined environment; a test may add to them."""
-    module = SimpleNamespace(READY=READY, MISSING=MISSING, INNER=MISSING_INNER, ZOO=ZOO)
+    module = SimpleNamespace(
+        READY=READY, MISSING=MISSING, INNER=MISSING_INNER, TUNED=TUNED, ZOO=ZOO
+    )
     monkeypatch.setitem(sys.modules, "edgekit_imagined", module)
     points = [
         EntryPoint("replay", "edgekit_imagined:READY", BACKENDS),
@@ -166,4 +189,53 @@ def test_an_unknown_model_is_answered_with_the_nearest_and_how_to_give_ones_own(
 def test_what_ships_is_registered() -> None:
     code = "from edgekit.registry import *; print(backend_names(), len(zoo_models()) > 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "('executorch', 'onnxruntime') True\n"
+    assert done.stdout == "('coreml', 'executorch', 'onnxruntime', 'tensorrt') True\n"
+
+
+@pytest.fixture
+def tuned(installed: list[EntryPoint]) -> None:
+    installed.append(EntryPoint("tuned", "edgekit_imagined:TUNED", BACKENDS))
+
+
+@pytest.mark.usefixtures("tuned")
+def test_settings_are_listed_by_target_and_name_though_some_cannot_run() -> None:
+    assert not isinstance(READY, Configurable)
+    assert backend_options() == {
+        "tuned-minimum": Option("minimum", "3", "the least"),
+        "tuned-seconds": Option("seconds", "9", "the longest"),
+    }
+
+
+@pytest.mark.usefixtures("tuned")
+def test_a_backend_is_set_by_its_own_options_alone() -> None:
+    given = {"tuned-minimum": "5", "tunedly-minimum": "6", "other-minimum": "7"}
+    found = configured("tuned", given)
+    assert isinstance(found, Tuned)
+    assert found.values == (("minimum", "5"),)
+    assert TUNED.values == ()
+
+
+@pytest.mark.usefixtures("tuned")
+def test_a_backend_without_options_of_its_own_stays_as_it_is() -> None:
+    assert configured("tuned", {"other-minimum": "7"}) is TUNED
+    assert configured("replay", {"replay-minimum": "7"}) is READY
+    with pytest.raises(MissingRuntime, match="absent needs the module"):
+        configured("absent", {})
+
+
+@dataclass
+class Imitation(ReplayBackend):
+    name: str = "imitation"
+    emulation: str = "copy the bundle to the device"
+
+
+@pytest.mark.parametrize(("emulation", "steps"), [("", 0), ("copy the bundle", 1)])
+def test_an_interpreter_is_farther_than_the_vendors_runtime_and_nearer_than_none(
+    installed: list[EntryPoint], monkeypatch: pytest.MonkeyPatch, emulation: str, steps: int
+) -> None:
+    monkeypatch.setattr(
+        sys.modules["edgekit_imagined"], "COPY", Imitation(emulation=emulation), False
+    )
+    installed.append(EntryPoint("imitation", "edgekit_imagined:COPY", BACKENDS))
+    assert distance("imitation") == steps
+    assert (distance("replay"), distance("absent"), distance("unheard-of")) == (0, 2, 2)

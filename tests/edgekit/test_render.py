@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import re
 import time
 from pathlib import Path
@@ -14,11 +15,14 @@ import pytest
 
 from edgekit import render
 from edgekit.bundle import open_bundle
+from edgekit.evidence import open_shipped, write_evidence
+from edgekit.layers import LayerDeviation
 from edgekit.profile import Measurement
 from edgekit.render import (
     Progress,
     bundle_rows,
     bundle_table,
+    layer_table,
     measurement_table,
     op_table,
     size_text,
@@ -93,6 +97,7 @@ def test_an_artifact_kept_unproven_is_shown_as_such(tmp_path: Path) -> None:
     failed = {**bundle.proof("replay-fp32").to_json(), "failures": ["It differs."]}
     (bundle.folder / "replay-fp32/proof.json").write_text(json.dumps(failed))
     assert "not proven" in bundle_table(bundle)
+    assert bundle_rows(bundle)[0]["standing"] == "not proven"
 
 
 def test_a_measurement_is_one_row() -> None:
@@ -138,3 +143,49 @@ def test_short_work_draws_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
         progress("working")
         time.sleep(0.3)  # long enough to be asked whether to draw
     assert stream.getvalue() == "\r\x1b[K"
+
+
+@pytest.mark.parametrize(("reasons", "word"), [([], "on-device"), (["No."], "fails on device")])
+def test_what_a_device_found_is_the_word_for_the_artifact(
+    tmp_path: Path, reasons: list[str], word: str
+) -> None:
+    bundle = example_bundle(tmp_path / "bundle")
+    assert bundle_rows(bundle)[0]["standing"] == "executed"
+    shipped = open_shipped(bundle.folder / "replay-fp32")
+    proof = shipped.prove(shipped.expected, {"processor": "Orin"}, failures=reasons)
+    write_evidence(shipped.folder, [proof])
+    assert word in bundle_table(bundle)
+    assert bundle_rows(bundle)[0]["standing"] == word
+
+
+def test_a_proof_without_numbers_shows_none(tmp_path: Path) -> None:
+    bundle = example_bundle(tmp_path / "bundle")
+    path = bundle.folder / "replay-fp32/proof.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "level": "static", "outputs": []}))
+    assert bundle_table(bundle).splitlines()[2].split()[2:5] == ["static", "-", "-"]
+
+
+def deviation(node: str, module: str, sqnr_db: float, diverges: bool = False) -> LayerDeviation:
+    return LayerDeviation(node, "aten.relu.default", module, sqnr_db, True, diverges)
+
+
+def test_layers_are_shown_by_module_with_the_sentence_below() -> None:
+    found = [
+        deviation("relu", "stem", 70.0),
+        deviation("relu_1", "stem", 9.87, diverges=True),
+        deviation("relu_2", "", math.inf),
+    ]
+    lines = layer_table("coreml-fp16", found, "It first differs at ...").splitlines()
+    assert lines[0] == "coreml-fp16, by module:"
+    assert [line.split() for line in lines[3:5]] == [
+        ["stem", "aten.relu.default", "relu_1", "9.9", "dB", "diverges"],
+        ["(the", "model)", "aten.relu.default", "relu_2", "equal", "ok"],
+    ]
+    assert lines[5:] == ["It first differs at ..."]
+
+
+def test_without_layers_the_reason_stands_alone() -> None:
+    assert layer_table("replay-fp32", [], "It hides them.").splitlines() == [
+        "replay-fp32, by module:",
+        "It hides them.",
+    ]

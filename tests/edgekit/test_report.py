@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.cli import main
+from edgekit.evidence import open_shipped, write_evidence, write_measurement
 from edgekit.report import html_report
 from edgekit.testing import example_bundle
 
@@ -66,6 +68,9 @@ def test_a_hostile_bundle_puts_no_tag_on_the_page(tmp_path: Path) -> None:
     bundle = example_bundle(tmp_path / "<script>b")
     bundle.write_measurement("replay-fp32", {**MEASURED, "noise": "<script>alert(1)</script>"})
     assert "script" not in tags(html_report([bundle]))
+    for change in ({"threads": "<script>"}, {"threads": 0, "device": "<script>"}):
+        bundle.write_measurement("replay-fp32", {**MEASURED, **change})
+        assert "script" not in tags(html_report([bundle]))
 
 
 def test_the_command_writes_the_page_and_still_prints(
@@ -78,3 +83,37 @@ def test_the_command_writes_the_page_and_still_prints(
     assert "replay" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "b"), "-o", str(tmp_path / "no/where.html")]) == 3
     assert "where.html cannot be written" in capsys.readouterr().err
+
+
+def test_times_of_a_device_name_it_in_place_of_threads(tmp_path: Path) -> None:
+    bundle = example_bundle(tmp_path / "b")
+    shipped = open_shipped(tmp_path / "b/replay-fp32")
+    write_measurement(shipped, [1.0, 1.1, 1.2], {"processor": "Orin & Nano"}, load_ms=5.0)
+    page = html_report([bundle])
+    assert "3 runs, Orin &amp; Nano</small>" in page
+    assert "threads" not in page
+
+
+@pytest.mark.parametrize(
+    ("passed", "standing"),
+    [
+        (True, "<td>on-device</td>"),
+        (False, "<td><span class=no>fails on device</span></td>"),
+    ],
+)
+def test_what_a_device_proved_is_shown_and_what_it_refuted_in_red(
+    tmp_path: Path, passed: bool, standing: str
+) -> None:
+    bundle = example_bundle(tmp_path / "b")
+    shipped = open_shipped(tmp_path / "b/replay-fp32")
+    reasons = [] if passed else ["It differs."]
+    proof = shipped.prove(shipped.expected, {"processor": "Orin"}, failures=reasons)
+    write_evidence(shipped.folder, [proof])
+    assert standing in html_report([bundle])
+
+
+def test_a_proof_without_numbers_shows_none(tmp_path: Path) -> None:
+    bundle = example_bundle(tmp_path / "b")
+    path = tmp_path / "b/replay-fp32/proof.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "level": "static", "outputs": []}))
+    assert "<td>static</td><td class=n>-</td><td class=n>-</td>" in html_report([bundle])

@@ -173,3 +173,25 @@ def test_inputs_that_share_no_batch_are_not_regrouped() -> None:
     inputs = (TensorSpec("x", (Dim("batch", 1, 8), 2), "float32"), TensorSpec("y", (3,), "float32"))
     samples = ({"x": np.zeros((1, 2), np.float32), "y": np.zeros(3, np.float32)},)
     assert regroup(samples, inputs) == samples
+
+
+def test_the_input_that_is_a_picture_is_drawn_in_whole_pixels() -> None:
+    other = TensorSpec("y", (1, 1, 4, 4), "float32")
+    drawn = draw_samples([PICTURE, other], GREY)
+    for sample in drawn:
+        pixels = GREY.pixels(sample["x"])
+        np.testing.assert_array_equal(pixels, np.rint(pixels))
+        assert 0 <= pixels.min() < pixels.max() <= 255
+        assert sample["x"].dtype == np.float32
+        beside = GREY.pixels(sample["y"])
+        assert not np.array_equal(beside, np.rint(beside))
+    assert len({sample["x"].tobytes() for sample in drawn}) == len(drawn)
+    again = draw_samples([PICTURE, other], GREY)
+    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(drawn, again, strict=True))
+
+
+def test_pictures_are_drawn_in_every_size_of_the_batch() -> None:
+    spec = TensorSpec("x", (BATCH, 1, 5, 5), "float32")
+    assert [sample["x"].shape for sample in draw_samples([spec], GREY)] == [
+        (size, 1, 5, 5) for size in (1, 8, 4, 1)
+    ]

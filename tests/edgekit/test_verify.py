@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.artifact import Artifact
+from edgekit.contract import Evidence
 from edgekit.errors import DamagedFile, NotProven
 from edgekit.evidence import Deviation
 from edgekit.program import Reference
 from edgekit.recipe import PRECISIONS
-from edgekit.spec import Array, TensorSpec
-from edgekit.testing import ReplayBackend, example_reference, replay_file
+from edgekit.spec import Array, Arrays, TensorSpec
+from edgekit.testing import ReplayBackend, ReplaySession, example_reference, replay_file
 from edgekit.verify import LIMITS, Proof, prove, verify
 
 quick = settings(deadline=None, max_examples=60, derandomize=True)
@@ -293,3 +295,111 @@ def test_an_offset_common_to_all_classes_does_not_excuse_a_flip() -> None:
     flipped = np.array([[1000.6, 1000.5, 999.0]], np.float32)
     (deviation,) = compare([eager], [flipped]).outputs
     assert deviation.top1_agreement == 0.0
+
+
+class WitnessSession(ReplaySession):
+    """Says what it was told to say, and counts what it is asked to run."""
+
+    def __init__(self, artifact: Artifact, told: Witness) -> None:
+        super().__init__(artifact)
+        self._told, self._ran = told, 0
+
+    @property
+    def level(self) -> Literal["static", "emulated", "executed"]:
+        return self._told.level
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self._told.notes, f"{self._ran} runs")
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        return self._told.faults
+
+    @property
+    def cause(self) -> str:
+        return self._told.cause if self._ran else ""
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
+        self._ran += 1
+        return super().run(arrays)
+
+
+@dataclass
+class Witness(ReplayBackend):
+    """A backend whose sessions say themselves what their answers are worth."""
+
+    level: Literal["static", "emulated", "executed"] = "emulated"
+    notes: tuple[str, ...] = ("It was told so.",)
+    faults: tuple[str, ...] = ()
+    cause: str = ""
+
+    def open(self, artifact: Artifact, *, threads: int | None = None) -> WitnessSession:
+        return WitnessSession(artifact, self)
+
+
+def witnessed(backend: Witness, *, precision: str = "fp32") -> Proof:
+    """The proof of an artifact that is off by the backend's drift."""
+    reference = example_reference()
+    specs = (TensorSpec("x", (1, 4), "float32"),), (TensorSpec("scores", (1, 4), "float32"),)
+    files = {"replay.npz": replay_file(reference, backend.drift)}
+    artifact = Artifact("replay", PRECISIONS[precision], "replay.npz", files, *specs)
+    assert isinstance(backend.open(artifact), Evidence)
+    return verify(backend, artifact, reference)
+
+
+@pytest.mark.parametrize("level", ["emulated", "executed"])
+def test_a_session_that_runs_gives_its_own_level_to_the_numbers(
+    level: Literal["emulated", "executed"],
+) -> None:
+    proof = witnessed(Witness(level=level))
+    assert (proof.level, proof.passed) == (level, True)
+    assert (proof.samples, proof.samples_source) == (3, "random, seed 0")
+    assert only(proof).sqnr_db == math.inf
+    assert proof.notes == ("It was told so.", "3 runs")
+
+
+def test_a_session_that_lacks_an_op_runs_nothing_and_proves_no_number() -> None:
+    proof = witnessed(Witness(level="static", drift=0.5, notes=("It lacks conv.",)))
+    assert (proof.level, proof.passed, proof.outputs) == ("static", True, ())
+    assert proof.notes == ("It lacks conv.", "0 runs")
+    assert proof.errors() == ("-", "-")
+    assert Proof.from_json(json.loads(json.dumps(proof.to_json()))) == proof
+
+
+@pytest.mark.parametrize("level", ["static", "emulated", "executed"])
+def test_a_fault_of_the_artifact_fails_the_proof_whatever_its_numbers(
+    level: Literal["static", "emulated", "executed"],
+) -> None:
+    proof = witnessed(Witness(level=level, faults=("Its name is wrong.",), cause="Half sums."))
+    assert proof.failures == ("Its name is wrong.",)
+    with pytest.raises(NotProven, match=r"replay-fp32 is not proven: Its name is wrong\.$"):
+        proof.require()
+
+
+def test_the_likely_cause_is_told_where_the_numbers_are_wrong_and_only_there() -> None:
+    cause = "Sums are in float16."
+    assert witnessed(Witness(cause=cause)).failures == ()
+    wrong = witnessed(Witness(cause=cause, drift=0.5, faults=("And it is late.",)))
+    assert wrong.failures[0].startswith("Output 'scores': maximum relative error is")
+    assert wrong.failures[-2:] == (cause, "And it is late.")
+    assert "" not in witnessed(Witness(drift=0.5)).failures
+
+
+def test_what_was_compared_is_shown_in_as_many_digits_as_asked() -> None:
+    proof = compare([np.ones(4, np.float32)], [np.full(4, 1.25, np.float32)])
+    assert proof.errors() == ("2.5e-01", "2.5e-01")
+    assert proof.errors(3) == ("2.500e-01", "2.500e-01")
+
+
+def test_a_precision_without_limits_cannot_be_proven() -> None:
+    with pytest.raises(
+        NotProven, match=r"replay-int4 cannot be proven: this version has limits for fp32, fp16\."
+    ):
+        witnessed(Witness(), precision="int4")
+
+
+def test_a_proof_made_before_there_were_notes_is_read_without_them() -> None:
+    fields = compare([NORMAL], [NORMAL]).to_json()
+    del fields["notes"]
+    assert Proof.from_json(fields).notes == ()

@@ -31,7 +31,8 @@ class Layer:
     """One node of the captured graph: its op, the module it belongs to, and its eager values.
 
     ``values`` are those at ``positions(size)`` of the flattened result, in float32; ``size`` is
-    the number of its elements.
+    the number of its elements. ``output`` is the model's name for it where it is returned: files
+    know it by that name alone.
     """
 
     node: str
@@ -39,6 +40,7 @@ class Layer:
     module: str
     size: int
     values: NDArray[np.float32]
+    output: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,11 @@ def positions(size: int) -> NDArray[np.int64]:
     return spread
 
 
-def layer_from_values(node: str, op: str, module: str, result: Array) -> Layer:
+def layer_from_values(node: str, op: str, module: str, result: Array, output: str = "") -> Layer:
     """Keep what is kept of ``result``."""
     flat = np.ravel(result)
-    return Layer(node, op, module, flat.size, flat[positions(flat.size)].astype(np.float32))
+    kept = flat[positions(flat.size)].astype(np.float32)
+    return Layer(node, op, module, flat.size, kept, output)
 
 
 def compare_layers(
@@ -79,7 +82,7 @@ def compare_layers(
     """Every layer that ``found`` has by its name and in its size, in the order of the graph."""
     deviations = []
     for layer in layers:
-        result = found.get(layer.node)
+        result = found.get(layer.node, found.get(layer.output))
         if result is None or result.size != layer.size or not layer.size:
             continue  # fused away, or laid out otherwise
         finite = bool(np.isfinite(result).all())
@@ -122,7 +125,7 @@ def by_module(deviations: Sequence[LayerDeviation]) -> list[LayerDeviation]:
 
 def layers_to_bytes(layers: Sequence[Layer]) -> bytes:
     """An ``.npz`` of all values in a row, and a JSON text that says whose they are."""
-    names = [[each.node, each.op, each.module, each.size] for each in layers]
+    names = [[each.node, each.op, each.module, each.size, each.output] for each in layers]
     content = io.BytesIO()
     values = [each.values for each in layers] or [np.zeros(0, np.float32)]
     np.savez_compressed(
@@ -141,9 +144,10 @@ def read_layers(path: Path) -> list[Layer]:
         if values.dtype != np.float32 or values.ndim != 1:
             raise ValueError(f"its values are {values.dtype} {values.shape}")
         layers, start = [], 0
-        for node, op, module, size in names:
+        for node, op, module, size, output in names:
             end = start + len(positions(int(size)))
-            layers.append(Layer(str(node), str(op), str(module), int(size), values[start:end]))
+            kept = values[start:end]
+            layers.append(Layer(str(node), str(op), str(module), int(size), kept, str(output)))
             start = end
         if start != len(values):
             raise ValueError(f"it names {start} values and holds {len(values)}")

@@ -26,6 +26,10 @@ def layers_from_program(program: Program) -> list[Layer]:
     """
     layers: list[Layer] = []
     nodes = {node.name: node for node in program.exported.graph.nodes}
+    returned_nodes = program.exported.graph_signature.user_outputs
+    outputs = {
+        str(node): spec.name for node, spec in zip(returned_nodes, program.outputs, strict=True)
+    }
 
     class Recorder(torch.fx.Interpreter):
         def run_node(self, n: torch.fx.Node) -> Any:
@@ -35,7 +39,8 @@ def layers_from_program(program: Program) -> list[Layer]:
                 _, module = node_source(nodes[n.name])
                 array = result.float().numpy(force=True)  # numpy has no bfloat16
                 if np.isfinite(array).all():
-                    layers.append(layer_from_values(n.name, op_name(n), module, array))
+                    returned = outputs.get(n.name, "")
+                    layers.append(layer_from_values(n.name, op_name(n), module, array, returned))
             return result
 
     sample = program.reference.samples[0]

@@ -128,7 +128,11 @@ class OrtSession:
             )
             results = session.run(None, feeds)
         every = [output.name for output in session.get_outputs()]
-        return {name: np.asarray(result) for name, result in zip(every, results, strict=True)}
+        values = {name: np.asarray(result) for name, result in zip(every, results, strict=True)}
+        ours = {
+            spec.name: values[name] for spec, name in zip(self.outputs, self._names, strict=True)
+        }
+        return {**values, **ours}
 
     def op_timings(self, arrays: Arrays, runs: int) -> list[OpTime]:
         """Mean time of each node over ``runs`` runs after one to warm up, longest first."""

@@ -91,8 +91,8 @@ class NetworkSession:
     def layers(self, arrays: Arrays) -> dict[str, Array]:
         """Every intermediate value, by the name of the program's graph node."""
         values: dict[str, Array] = {}
-        self._run(arrays, values)
-        return values
+        outputs = self._run(arrays, values)
+        return {**values, **outputs}
 
     def _run(self, arrays: Arrays, values: dict[str, Array] | None) -> dict[str, Array]:
         interpreter = self._opened

@@ -176,6 +176,14 @@ def test_layers_are_read_back_as_written_and_written_the_same_each_time(
         assert read.values.tobytes() == wrote.values.tobytes()
 
 
+def test_what_the_model_returns_is_found_by_the_models_own_name_for_it() -> None:
+    values = np.arange(6, dtype=np.float32)
+    layer = layer_from_values("linear", "aten.linear.default", "head", values, "scores")
+    (deviation,) = compare_layers([layer], {"scores": values}, 80)
+    assert not deviation.diverges
+    assert compare_layers([layer], {"others": values}, 80) == []
+
+
 def names_of(value: object) -> Array:
     return np.frombuffer(json.dumps(value).encode(), np.uint8)
 
@@ -186,17 +194,26 @@ TWO = np.zeros(2, np.float32)
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        ({"names": names_of([["n", "op", "", 3]]), "values": TWO}, "names 3 values and holds 2"),
-        ({"names": names_of([["n", "op", "", 1]]), "values": TWO}, "names 1 values and holds 2"),
-        ({"names": names_of([["n", "op", "", 2]])}, "values"),
+        (
+            {"names": names_of([["n", "op", "", 3, ""]]), "values": TWO},
+            "names 3 values and holds 2",
+        ),
+        (
+            {"names": names_of([["n", "op", "", 1, ""]]), "values": TWO},
+            "names 1 values and holds 2",
+        ),
+        ({"names": names_of([["n", "op", "", 2, ""]])}, "values"),
         ({"values": TWO}, "names"),
         ({"names": names_of([["n", "op", 2]]), "values": TWO}, "not enough values"),
-        ({"names": names_of([["n", "op", "", None]]), "values": TWO}, "NoneType"),
-        ({"names": names_of([["n", "op", "", 10**400]]), "values": TWO}, "too large"),
+        ({"names": names_of([["n", "op", "", None, ""]]), "values": TWO}, "NoneType"),
+        ({"names": names_of([["n", "op", "", 10**400, ""]]), "values": TWO}, "too large"),
         ({"names": names_of(7), "values": TWO}, "not iterable"),
         ({"names": np.frombuffer(b"{", np.uint8), "values": TWO}, "Expecting property name"),
-        ({"names": names_of([["n", "op", "", 2]]), "values": np.zeros(2)}, "are float64"),
-        ({"names": names_of([["n", "op", "", 2]]), "values": TWO[None]}, r"are float32 \(1, 2\)"),
+        ({"names": names_of([["n", "op", "", 2, ""]]), "values": np.zeros(2)}, "are float64"),
+        (
+            {"names": names_of([["n", "op", "", 2, ""]]), "values": TWO[None]},
+            r"are float32 \(1, 2\)",
+        ),
     ],
 )
 def test_values_that_belong_to_no_layer_are_damage(

@@ -21,21 +21,22 @@ from edgekit.host import installed_version
 from edgekit.image import ImageInput
 from edgekit.program import Program
 from edgekit.recipe import FP32, Recipe
-from edgekit.spec import Dim, TensorSpec
+from edgekit.spec import Dim
 from edgekit_coreml import predict_on_mac
+from edgekit_coreml.names import LABEL, PROBABILITIES, Names, names_of, nodes_by_variable
 from edgekit_coreml.prepare import (
-    PROBABILITIES,
+    WRONG,
     classes,
     converter_program,
     image_of,
-    is_torch_fx_node_supported,
+    is_supported,
+    used_inputs,
 )
 from edgekit_coreml.quantize import compute_precision, coremltools
 
 PACKAGE = "model.mlpackage"
 MAIN = f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel"
 WEIGHTS = f"{PACKAGE}/Data/com.apple.CoreML/weights/weight.bin"
-LABEL = "classLabel"
 # Core ML's arrays are float32, float16 or int32; the session gives back what the model returns.
 FEATURE_TYPES = {
     **{"float32": np.float32, "bool": np.int32},
@@ -44,17 +45,10 @@ FEATURE_TYPES = {
 
 
 def findings_from_program(program: Program, recipe: Recipe, minimum: str) -> list[Finding]:
-    """Every op the converter has no function for; if there is none, what its conversion says."""
-    with quiet():
-        exported = converter_program(program)
-        unknown = [
-            node
-            for node in exported.graph.nodes
-            if node.op == "call_function" and not is_torch_fx_node_supported(node)
-        ]
-    if unknown:
-        reason = "coremltools has no conversion for it; write it with simpler ops"
-        return [_finding(node, reason) for node in unknown]
+    """Every op the converter lacks or gets wrong; if there is none, what its conversion says."""
+    exported = converter_program(program)
+    if refused := _refused(exported):
+        return refused
     try:
         _convert(program, exported, recipe, minimum)
     except Exception as cause:  # the converter raises whatever it trips over
@@ -66,6 +60,19 @@ def findings_from_program(program: Program, recipe: Recipe, minimum: str) -> lis
             else Finding("the graph", "refused", "", "", reason)
         ]
     return []
+
+
+def _refused(exported: Any) -> list[Finding]:
+    """Every op that the converter has no function for, or a wrong one."""
+    with quiet():
+        calls = [node for node in exported.graph.nodes if node.op == "call_function"]
+        reasons = [
+            "coremltools has no conversion for it; write it with simpler ops"
+            if not is_supported(node)
+            else WRONG.get(node.target, "")
+            for node in calls
+        ]
+    return [_finding(node, reason) for node, reason in zip(calls, reasons, strict=True) if reason]
 
 
 def _finding(node: torch.fx.Node, remedy: str) -> Finding:
@@ -90,6 +97,8 @@ def artifact_from_program(program: Program, recipe: Recipe, minimum: str) -> Art
     Raises ``UnsupportedModel`` or ``LoweringFailed``.
     """
     exported = converter_program(program)
+    if refused := _refused(exported):
+        raise UnsupportedModel("coreml", refused)
     try:
         model = _convert(program, exported, recipe, minimum)
     except Exception as cause:  # the converter raises whatever it trips over
@@ -114,6 +123,8 @@ def artifact_from_program(program: Program, recipe: Recipe, minimum: str) -> Art
             "specification": spec.specificationVersion,
             "features": features,
             "image": image.to_json() if image else None,
+            "nodes": nodes_by_variable(spec, exported, names_of(program, exported).outputs),
+            "used": used_inputs(exported, program.inputs),
             "versions": {name: installed_version(name) for name in ("torch", "coremltools")},
         },
     )
@@ -123,9 +134,10 @@ def _convert(program: Program, exported: Any, recipe: Recipe, minimum: str) -> A
     """The MLModel. In two steps, since in one a classifier cannot have typed outputs."""
     target = getattr(coremltools.target, minimum)
     labelled = classes(program) is not None
+    names = names_of(program, exported)
     outputs = [
         coremltools.TensorType(name=name, dtype=FEATURE_TYPES[spec.dtype])
-        for name, spec in zip(_output_names(program), program.outputs, strict=True)
+        for name, spec in zip(names.outputs, program.outputs, strict=True)
     ]
     if labelled:
         outputs.append(coremltools.TensorType(name=PROBABILITIES, dtype=np.float32))
@@ -135,7 +147,7 @@ def _convert(program: Program, exported: Any, recipe: Recipe, minimum: str) -> A
             convert_to="milinternal",
             minimum_deployment_target=target,
             compute_precision=compute_precision(recipe),
-            inputs=_input_types(program),
+            inputs=_input_types(program, names),
             outputs=outputs,
         )
         for function in internal.functions.values():
@@ -155,33 +167,27 @@ def _convert(program: Program, exported: Any, recipe: Recipe, minimum: str) -> A
         )
 
 
-def _output_names(program: Program) -> list[str]:
-    """One space of names: an output called like an input gets a suffix."""
-    taken = {spec.name for spec in program.inputs}
-    return [f"{spec.name}_output" if spec.name in taken else spec.name for spec in program.outputs]
-
-
-def _input_types(program: Program) -> list[Any]:
+def _input_types(program: Program, names: Names) -> list[Any]:
     ranges = {
         dim.name: coremltools.RangeDim(dim.minimum, dim.maximum, default=dim.minimum)
         for spec in program.inputs
         for dim in spec.dims
     }
     types, image = [], image_of(program)
-    for spec in program.inputs:
+    for name, spec in zip(names.inputs, program.inputs, strict=True):
         shape = tuple(ranges[d.name] if isinstance(d, Dim) else d for d in spec.shape)
         if image is not None and spec.name == image.name:
-            types.append(_image_type(spec, image, shape))
+            types.append(_image_type(name, image, shape))
         else:
             dtype = FEATURE_TYPES[spec.dtype]
-            types.append(coremltools.TensorType(name=spec.name, shape=shape, dtype=dtype))
+            types.append(coremltools.TensorType(name=name, shape=shape, dtype=dtype))
     return types
 
 
-def _image_type(spec: TensorSpec, image: ImageInput, shape: tuple[Any, ...]) -> Any:
+def _image_type(name: str, image: ImageInput, shape: tuple[Any, ...]) -> Any:
     layout = coremltools.colorlayout
     colours = layout.GRAYSCALE if image.channels == 1 else layout.RGB
-    return coremltools.ImageType(name=spec.name, shape=shape, color_layout=colours)
+    return coremltools.ImageType(name=name, shape=shape, color_layout=colours)
 
 
 def _features(program: Program, spec: Any) -> dict[str, str]:
@@ -190,7 +196,7 @@ def _features(program: Program, spec: Any) -> dict[str, str]:
     returned = [
         feature.name
         for feature in spec.description.output
-        if not feature.name.startswith(LABEL) or feature.type.WhichOneof("Type") == "multiArrayType"
+        if feature.name not in (LABEL, f"{LABEL}_probs")
     ]
     names = [*given, *returned]
     wanted = [each.name for each in (*program.inputs, *program.outputs)]

@@ -7,7 +7,7 @@ edited, not wrapped and captured again, for the same reason.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,20 +19,14 @@ from torch.export.graph_signature import InputKind, OutputKind, OutputSpec, Tens
 from edgekit.graph import quiet, with_pool_strides
 from edgekit.image import ImageInput
 from edgekit.program import Program
+from edgekit.spec import TensorSpec
+from edgekit_coreml.names import PROBABILITIES
 
 with quiet():
     from coremltools.converters.mil.frontend.torch import is_torch_fx_node_supported
 
-__all__ = [
-    "PROBABILITIES",
-    "classes",
-    "converter_program",
-    "image_of",
-    "is_torch_fx_node_supported",
-]
-
 aten = torch.ops.aten
-PROBABILITIES = "edgekit_probabilities"
+_FEW_BITS = (torch.bool, torch.uint8, torch.int8)  # no feature of Core ML has one of these dtypes
 
 
 def converter_program(program: Program) -> ExportedProgram:
@@ -41,7 +35,8 @@ def converter_program(program: Program) -> ExportedProgram:
         exported: ExportedProgram = with_pool_strides(copy.deepcopy(program.exported))
         exported = exported.run_decompositions(_repairs())
         exported = exported.run_decompositions(_for_unsupported(exported))
-    _accept_bool_inputs(exported)
+    _accept_small_inputs(exported)
+    _return_each_once(exported)
     if (image := image_of(program)) is not None:
         _normalise_inside(exported, image, [spec.name for spec in program.inputs])
     if classes(program) is not None:
@@ -67,15 +62,42 @@ def classes(program: Program) -> int | None:
         for index, spec in enumerate(program.outputs)
         if spec.dtype == "float32" and spec.shape == (1, count)
     ]
-    return found[0] if count > 1 and len(found) == 1 else None
+    distinct = len(set(program.labels)) == count  # a dictionary holds each once
+    return found[0] if count > 1 and distinct and len(found) == 1 else None
+
+
+# What the converter accepts and turns into something else, and nothing here repairs.
+WRONG = dict.fromkeys(
+    (aten._upsample_bilinear2d_aa.default, aten._upsample_bilinear2d_aa.vec),
+    "coremltools drops antialias=True without saying so (measured: 1 dB from eager); resize "
+    "without it, or before the model",
+)
+
+
+def is_supported(node: torch.fx.Node) -> bool:
+    """Whether the converter has a function for what a graph node calls."""
+    try:
+        return bool(is_torch_fx_node_supported(node))
+    except AssertionError:  # it takes ``&``, __and__, for an op that writes into its input
+        return False
 
 
 def _repairs() -> dict[Any, Callable[..., Any]]:
-    """Ops that the converter accepts and gets wrong (measured; see README.md here)."""
-    repairs: dict[Any, Callable[..., Any]] = {aten.gelu.default: _gelu}
-    for op in (aten.rms_norm.default, aten._fused_rms_norm.default):
-        repairs[op] = _rms_norm if op is aten.rms_norm.default else _fused_rms_norm
-    return repairs
+    """Ops that the converter accepts and gets wrong, or that are easily written out (measured;
+    see README.md here)."""
+    table = torch.export.default_decompositions()
+    return {
+        aten.gelu.default: _gelu,
+        aten.rms_norm.default: _rms_norm,
+        aten._fused_rms_norm.default: _fused_rms_norm,
+        aten.log_softmax.int: _log_softmax,
+        aten._log_softmax.default: _log_softmax,
+        aten.pad.default: _pad,
+        aten.fmod.Scalar: _fmod,
+        aten.fmod.Tensor: _fmod,
+        # It multiplies by a mask of zeros: minus infinity becomes NaN.
+        **{op: table[op] for op in (aten.triu.default, aten.tril.default)},
+    }
 
 
 def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
@@ -102,6 +124,27 @@ def _fused_rms_norm(
     return (y * weight if weight is not None else y), scale
 
 
+def _log_softmax(x: Tensor, axis: int, _dtype: object = None) -> Tensor:
+    """The converter takes the logarithm of a softmax, which may have rounded to 0."""
+    shifted = x - x.amax(axis, keepdim=True)
+    return shifted - torch.log(torch.exp(shifted).sum(axis, keepdim=True))
+
+
+def _pad(x: Tensor, pad: list[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """The converter has no circular mode."""
+    if mode != "circular" or min(pad) < 0:
+        return NotImplemented  # type: ignore[no-any-return]
+    for index, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        axis = x.dim() - 1 - index
+        parts = [x.narrow(axis, x.shape[axis] - before, before), x, x.narrow(axis, 0, after)]
+        x = torch.cat([part for part in parts if part.shape[axis] != 0], axis)
+    return x
+
+
+def _fmod(x: Tensor, other: Any) -> Tensor:
+    return torch.sign(x) * torch.remainder(x.abs(), abs(other))
+
+
 def _for_unsupported(exported: ExportedProgram) -> dict[Any, Callable[..., Any]]:
     """torch's own decompositions of those ops that the converter does not know, or fails on."""
     table = torch.export.default_decompositions()
@@ -109,7 +152,7 @@ def _for_unsupported(exported: ExportedProgram) -> dict[Any, Callable[..., Any]]
         node.target
         for node in exported.graph.nodes
         if isinstance(node.target, torch._ops.OpOverload)
-        and (not is_torch_fx_node_supported(node) or node.target in _FAIL)
+        and (not is_supported(node) or node.target in _FAIL)
     }
     return {op: table[op] for op in names if op in table}
 
@@ -125,6 +168,28 @@ def _user_inputs(exported: ExportedProgram) -> list[torch.fx.Node]:
         for spec in exported.graph_signature.input_specs
         if spec.kind is InputKind.USER_INPUT and spec.arg.name in nodes
     ]
+
+
+def used_inputs(exported: ExportedProgram, inputs: Sequence[TensorSpec]) -> list[str]:
+    """The inputs whose values, and not only their sizes, an output depends on."""
+    waiting = [node for node in exported.graph.nodes if node.op == "output"]
+    reached: set[torch.fx.Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node not in reached:
+            reached.add(node)
+            waiting += [] if node.target in _SIZES else node.all_input_nodes
+    nodes = _user_inputs(exported)
+    return [spec.name for spec, node in zip(inputs, nodes, strict=True) if node in reached]
+
+
+_SIZES = frozenset(
+    {
+        *(aten.sym_size.int, aten.zeros_like.default, aten.ones_like.default),
+        *(aten.full_like.default, aten.empty_like.default, aten.new_zeros.default),
+        *(aten.new_ones.default, aten.new_full.default),
+    }
+)
 
 
 def _after(node: torch.fx.Node, name: str, target: Any, *arguments: Any) -> torch.fx.Node:
@@ -144,14 +209,54 @@ def _replace_uses(old: torch.fx.Node, new: torch.fx.Node, keep: Iterable[torch.f
     old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in kept)
 
 
-def _accept_bool_inputs(exported: ExportedProgram) -> None:
-    """Core ML has no boolean feature: it takes int32, and the graph asks whether it is 0."""
+def _accept_small_inputs(exported: ExportedProgram) -> None:
+    """Core ML has no boolean and no byte: it takes int32, and the graph asks whether it is 0."""
     for node in _user_inputs(exported):
         value = node.meta["val"]
-        if value.dtype == torch.bool:
+        if value.dtype in _FEW_BITS:
             node.meta["val"] = value.to(torch.int32)
+        if value.dtype == torch.bool:
             asked = _after(node, f"{node.name}_is_set", aten.ne.Scalar, node, 0)
             _replace_uses(node, asked, [asked])
+
+
+def _return_each_once(exported: ExportedProgram) -> None:
+    """A package's outputs are variables of its own: not an input's, and none stands for two."""
+    output = next(node for node in exported.graph.nodes if node.op == "output")
+    taken = set(_user_inputs(exported))
+    results = list(output.args[0])
+    for index, node in enumerate(results):
+        if _variable(node) in taken:
+            if node.meta["val"].dtype == torch.bool:
+                own = _after(node, f"{node.name}_returned_{index}", aten.logical_and, node, node)
+            else:
+                own = _after(node, f"{node.name}_returned_{index}", aten.mul.Tensor, node, 1)
+            results[index] = own
+        taken.add(_variable(results[index]))
+    output.args = (tuple(results),)
+    for spec, node in zip(exported.graph_signature.output_specs, results, strict=True):
+        spec.arg = TensorArgument(name=node.name)
+
+
+def _variable(node: torch.fx.Node) -> torch.fx.Node:
+    """The node whose variable the converter uses for this one, since it changes nothing."""
+    while node.target in _NO_CHANGE and isinstance(node.args[0], torch.fx.Node):
+        before, after = node.args[0].meta["val"], node.meta["val"]
+        if before.shape != after.shape or before.dtype != after.dtype:
+            break
+        node = node.args[0]
+    return node
+
+
+# ... where shape and dtype stay the same.
+_NO_CHANGE = frozenset(
+    {
+        *(aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default),
+        *(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default),
+        *(aten._to_copy.default, aten.to.dtype, aten.slice.Tensor, aten.dropout.default),
+        *(aten.flatten.using_ints, aten.squeeze.dims, aten.squeeze.default, aten.squeeze.dim),
+    }
+)
 
 
 def _normalise_inside(exported: ExportedProgram, image: ImageInput, names: list[str]) -> None:

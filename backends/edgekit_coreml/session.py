@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Literal, Self
 
 import numpy as np
 
 from edgekit.artifact import Artifact
-from edgekit.errors import RuntimeFailed
+from edgekit.errors import BadInput, RuntimeFailed
 from edgekit.image import ImageInput
 from edgekit.spec import Array, Arrays, TensorSpec, check_arrays
 from edgekit_coreml.interpreter import Interpreter
-from edgekit_coreml.package import Package
+from edgekit_coreml.names import graph_name
+from edgekit_coreml.package import Block, Package
 
 PREFIX = "model.mlpackage/"
 
@@ -25,6 +27,10 @@ class InterpreterSession:
         image = artifact.provenance.get("image")
         self._image = ImageInput.from_json(image) if image else None
         self._features: dict[str, str] = dict(artifact.provenance["features"])  # type: ignore[call-overload]
+        self._used: list[str] = list(artifact.provenance.get("used", ()))  # type: ignore[call-overload]
+        self._nodes: dict[str, str] = dict(artifact.provenance.get("nodes", {}))  # type: ignore[call-overload]
+        self._declared: set[str] = set()  # features that the package takes
+        self._read: set[str] = set()  # those of them that it does anything with
         self._interpreter: Interpreter | None = None
         self.cause = ""
 
@@ -51,7 +57,15 @@ class InterpreterSession:
             "coremltools and not run. Run predict_on_mac.py on a Mac to prove it.",
         )
 
-    faults: tuple[str, ...] = ()
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Inputs that the model uses and the package does not read."""
+        return tuple(
+            f"The package drops the input {name!r}: the model uses it, no operation of the package "
+            "reads it."
+            for name in self._used
+            if self._features[f"input.{name}"] not in self._read
+        )
 
     def __enter__(self) -> Self:
         files = {
@@ -59,7 +73,11 @@ class InterpreterSession:
             for name, content in self._artifact.files.items()
             if name.startswith(PREFIX)
         }
-        self._interpreter = Interpreter(Package.read(files))
+        package = Package.read(files)
+        self._interpreter = Interpreter(package)
+        main = package.functions[package.default_function]
+        self._declared = {feature.name for feature in main.input_features}
+        self._read = set(_read_in(main.block)) & self._declared
         return self
 
     def __exit__(
@@ -92,23 +110,32 @@ class InterpreterSession:
         feeds = {
             self._features[f"input.{name}"]: self._fed(name, array)
             for name, array in check_arrays(self.inputs, arrays).items()
+            if self._features[f"input.{name}"] in self._declared
         }
 
         def keep(_op: object, name: str, value: object) -> None:
             assert values is not None
-            values[_graph_name(name)] = np.asarray(value)
+            values[self._node(name)] = np.asarray(value)
 
         answer = interpreter.run(feeds, trace=keep if values is not None else None)
         if (overflow := interpreter.overflow) is not None and not self.cause:
             self.cause = (
-                f"The first value beyond float16 is {_graph_name(overflow.output)!r}, made by "
+                f"The first value beyond float16 is {self._node(overflow.output)!r}, made by "
                 f"{overflow.op}: {overflow.largest:.3g}, where 65504 is the most. Keep it in "
                 "float32: export with --precision fp32."
             )
         return {spec.name: self._returned(spec, answer) for spec in self.outputs}
 
+    def _node(self, variable: str) -> str:
+        """The graph node that a variable of the package stands for."""
+        return self._nodes.get(variable) or graph_name(variable)
+
     def _fed(self, name: str, array: Array) -> Array:
         """As the package takes it: an image input takes pixels and normalises them itself."""
+        if array.dtype == np.int64 and not np.array_equal(array, array.astype(np.int32)):
+            raise BadInput(
+                f"input {name!r} holds integers beyond int32, which is all that Core ML takes."
+            )
         if self._image is None or name != self._image.name:
             return array
         return self._image.pixels(array)  # a sample that was no picture stays what it is
@@ -120,6 +147,11 @@ class InterpreterSession:
         return np.asarray(answer[feature]).astype(spec.dtype)
 
 
-def _graph_name(variable: str) -> str:
-    """The converter appends how it cast a value to the name of the node that made it."""
-    return variable.removesuffix("_cast_fp16").removesuffix("_to_fp16")
+def _read_in(block: Block) -> Iterator[str]:
+    """Every name that something in a block reads, nested blocks included."""
+    yield from block.outputs
+    for operation in block.operations:
+        for bindings in operation.inputs.values():
+            yield from (one for one in bindings if isinstance(one, str))
+        for nested in operation.blocks:
+            yield from _read_in(nested)

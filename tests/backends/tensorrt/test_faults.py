@@ -77,6 +77,13 @@ def test_an_input_that_is_gone_is_named(sums: onnx.ModelProto, network: Network)
     assert "dropped the input 'y'" in fault
 
 
+def test_an_input_that_is_itself_an_output_is_used(network: Network) -> None:
+    node = helper.make_node("Relu", ["x"], ["s"], name="relu")
+    model = model_of([node], [value("x"), value("y")], [value("s"), value("y")])
+    (fault,) = faults_of(model, replace(network, inputs=("x",), outputs=("s", "y")), ())
+    assert "dropped the input 'y'" in fault
+
+
 def test_an_output_that_is_gone_is_named(sums: onnx.ModelProto, network: Network) -> None:
     without = replace(network, outputs=("r",))
     assert faults_of(sums, without, ()) == ["NVIDIA's parser dropped the output 's'."]

@@ -1,7 +1,6 @@
 """Where things come from: the op of a graph node, and the user's source line of a node or an error.
 
-Also ``quiet``, which every module that drives torch or a converter needs, and a repair that two
-converters need.
+Also ``quiet``, which every module that drives torch or a converter needs.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from types import BuiltinFunctionType
 
 import torch
 from torch._ops import OpOverload
-from torch.export import ExportedProgram
 
 _TORCH = Path(torch.__file__).parent
 _HERE = Path(__file__).parent
@@ -76,18 +74,3 @@ def operator_of(node: torch.fx.Node) -> object:
     """What a graph node calls, without the wrapper that a converter may have put around it."""
     target = node.target
     return target if isinstance(target, OpOverload) else getattr(target, "_op", target)
-
-
-def with_pool_strides(exported: ExportedProgram) -> ExportedProgram:
-    """Write out the stride that ``F.max_pool2d(x, 2)`` leaves out: converters read it."""
-    for node in exported.graph.nodes:
-        if node.target in _POOLS and len(node.args) == 2:
-            node.args = (*node.args, node.args[1])
-    return exported
-
-
-_POOLS = (
-    *(torch.ops.aten.max_pool2d.default, torch.ops.aten.max_pool3d.default),
-    *(torch.ops.aten.max_pool1d.default, torch.ops.aten.avg_pool1d.default),
-    *(torch.ops.aten.avg_pool2d.default, torch.ops.aten.avg_pool3d.default),
-)

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, OutputSpec, TensorArgument
 
-from edgekit.graph import quiet, with_pool_strides
+from edgekit.graph import quiet
 from edgekit.image import ImageInput
 from edgekit.program import Program
+from edgekit.repairs import LOG_SOFTMAX, with_pool_strides
 from edgekit.spec import TensorSpec
 from edgekit_coreml.names import PROBABILITIES
 
@@ -90,8 +91,7 @@ def _repairs() -> dict[Any, Callable[..., Any]]:
         aten.gelu.default: _gelu,
         aten.rms_norm.default: _rms_norm,
         aten._fused_rms_norm.default: _fused_rms_norm,
-        aten.log_softmax.int: _log_softmax,
-        aten._log_softmax.default: _log_softmax,
+        **LOG_SOFTMAX,
         aten.pad.default: _pad,
         aten.fmod.Scalar: _fmod,
         aten.fmod.Tensor: _fmod,
@@ -122,12 +122,6 @@ def _fused_rms_norm(
     scale = torch.rsqrt(x.square().mean(axes, keepdim=True) + (eps or torch.finfo(x.dtype).eps))
     y = x * scale
     return (y * weight if weight is not None else y), scale
-
-
-def _log_softmax(x: Tensor, axis: int, _dtype: object = None) -> Tensor:
-    """The converter takes the logarithm of a softmax, which may have rounded to 0."""
-    shifted = x - x.amax(axis, keepdim=True)
-    return shifted - torch.log(torch.exp(shifted).sum(axis, keepdim=True))
 
 
 def _pad(x: Tensor, pad: list[int], mode: str = "constant", value: float | None = None) -> Tensor:

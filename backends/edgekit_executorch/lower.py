@@ -15,10 +15,11 @@ from torch.export import ExportedProgram
 from edgekit.artifact import Artifact
 from edgekit.contract import Finding
 from edgekit.errors import LoweringFailed, UnsupportedModel
-from edgekit.graph import node_source, op_name, operator_of, quiet, with_pool_strides
+from edgekit.graph import node_source, op_name, operator_of, quiet
 from edgekit.host import installed_version
 from edgekit.program import Program
 from edgekit.recipe import FP32, Recipe
+from edgekit.repairs import with_pool_strides
 from edgekit_executorch.quantize import program_in_precision
 
 with quiet():  # they log about hardware that is not here

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import Tensor
 
 from edgekit import evidence
 from edgekit.artifact import Artifact
 from edgekit.contract import Finding
 from edgekit.errors import LoweringFailed, RuntimeFailed, UnsupportedModel
-from edgekit.graph import node_source, op_name, quiet
+from edgekit.graph import node_source, op_name
 from edgekit.host import installed_version
 from edgekit.onnx_export import (
     Exported,
@@ -29,6 +28,7 @@ from edgekit.onnx_export import (
 )
 from edgekit.program import Program
 from edgekit.recipe import Recipe
+from edgekit.repairs import LOG_SOFTMAX, written_out
 from edgekit.spec import Dim, TensorSpec
 from edgekit_tensorrt import Settings
 from edgekit_tensorrt import build_engine as script
@@ -99,18 +99,9 @@ def artifact_from_program(program: Program, recipe: Recipe, settings: Settings) 
 
 
 def _written_out(program: Program) -> Program:
-    """NVIDIA's parser makes of a log-softmax the logarithm of a softmax, which may have rounded to
-    0 (measured: minus infinity from scores 100 apart)."""
-    repairs = {aten.log_softmax.int: _log_softmax, aten._log_softmax.default: _log_softmax}
-    if not any(node.target in repairs for node in program.exported.graph.nodes):
-        return program
-    with quiet():
-        return replace(program, exported=program.exported.run_decompositions(repairs))
-
-
-def _log_softmax(x: Tensor, axis: int, _dtype: object = None) -> Tensor:
-    shifted = x - x.amax(axis, keepdim=True)
-    return shifted - torch.log(torch.exp(shifted).sum(axis, keepdim=True))
+    """NVIDIA's parser makes of a log-softmax the logarithm of a softmax (measured: minus infinity
+    from scores 100 apart)."""
+    return replace(program, exported=written_out(program.exported, LOG_SOFTMAX))
 
 
 # NVIDIA's parser has other defaults for these than ONNX: Selu's constants rounded, Trilu's "lower".

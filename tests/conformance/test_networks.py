@@ -196,6 +196,18 @@ class TwoInputs(nn.Module):
         return {"features": features, "scores": self.head(features.amax((2, 3))).softmax(1)}
 
 
+class Resampling(nn.Module):
+    """Not a network: ops that exporters got wrong, under names that graphs use themselves."""
+
+    def forward(self, relu: Tensor) -> dict[str, Tensor]:
+        resized = F.interpolate(relu, scale_factor=1.3, mode="bilinear", align_corners=False)
+        return {
+            "add": F.pixel_unshuffle(relu, 2) + 1,
+            "relu": F.relu(resized),
+            "log_softmax": F.log_softmax(100 * relu.mean((2, 3)), 1),
+        }
+
+
 PICTURE = "x=1x3x16x16"
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "residual": (Residual, (PICTURE,)),
@@ -208,6 +220,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "super-resolution": (SuperResolution, (PICTURE,)),
     "group-norm": (GroupNormed, (PICTURE,)),
     "two-inputs": (TwoInputs, (PICTURE, "context=1x6")),
+    "resampling": (Resampling, ("relu=1x3x10x10",)),
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx.numpy_helper import to_array
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
@@ -178,7 +179,7 @@ def test_an_op_without_onnx_form_is_refused_in_the_targets_name_with_the_users_l
     (finding,) = findings_from_program(program)
     assert finding.op.endswith("bessel_j0.default")
     assert finding.effect == "refused"
-    assert "test_onnx_export.py:33: y: Tensor = torch.special.bessel_j0(x)" in finding.source
+    assert "test_onnx_export.py:34: y: Tensor = torch.special.bessel_j0(x)" in finding.source
     with pytest.raises(UnsupportedModel, match=r"imagined cannot take this model:\n.*bessel_j0"):
         onnx_from_program(program, "imagined")
 
@@ -246,3 +247,48 @@ def test_a_converter_that_fails_is_quoted_with_the_way_out(
     monkeypatch.setattr(onnx_export, "convert_float_to_float16", fail)
     with pytest.raises(LoweringFailed, match=r"converted to fp16: 'node'\. Use --precision fp32"):
         float16_from_float32(model)
+
+
+class Collisions(nn.Module):
+    """Results named like nodes, like the input, and like a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, relu: Tensor) -> dict[str, Tensor]:
+        y = torch.relu(relu) @ self.weight
+        return {"mul": y + 1, "add": y * 2, "relu": y - 1, "weight": y + 3}
+
+
+def test_names_of_results_may_be_those_of_nodes_weights_and_inputs() -> None:
+    collisions = captured(Collisions(), "relu=1x4")
+    model = onnx_from_program(collisions, "onnxruntime").model
+    onnx.checker.check_model(model, full_check=True)
+    assert [value.name for value in model.graph.input] == ["relu"]
+    names = [value.name for value in model.graph.output]
+    assert names == ["mul", "add", "relu_output", "weight"]
+    sample, expected = collisions.reference.samples[0], collisions.reference.expected[0]
+    results = ReferenceEvaluator(model).run(None, dict(sample))
+    for result, wanted in zip(results, expected.values(), strict=True):
+        np.testing.assert_allclose(result, wanted, rtol=1e-6)
+
+
+def test_two_results_that_onnx_could_not_tell_apart_are_refused() -> None:
+    class Both(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"x": x + 1, "x_output": x + 2}
+
+    with pytest.raises(LoweringFailed, match=r"both be called 'x_output' in ONNX.*otherwise"):
+        onnx_from_program(captured(Both(), "x=1x4"), "onnxruntime")
+
+
+def test_a_scale_stays_exact_in_half_precision() -> None:
+    class Resize(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.interpolate(x, scale_factor=1.3, mode="bilinear")
+
+    model = float16_from_float32(onnx_from_program(captured(Resize(), "x=1x1x10x10"), "t").model)
+    (resize,) = (node for node in model.graph.node if node.op_type == "Resize")
+    scales = {tensor.name: to_array(tensor) for tensor in model.graph.initializer}[resize.input[2]]
+    np.testing.assert_array_equal(scales, np.array([1, 1, 1.3, 1.3], np.float32))

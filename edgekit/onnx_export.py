@@ -19,7 +19,7 @@ from edgekit.errors import LoweringFailed, UnsupportedModel
 from edgekit.graph import node_source, op_name, quiet
 from edgekit.program import Program
 from edgekit.repairs import pixel_unshuffle, written_out
-from edgekit.spec import Dim
+from edgekit.spec import Dim, TensorSpec
 
 # One protobuf message cannot be larger; beyond it weights need a second file.
 LARGEST_MODEL = 2**31 - 1
@@ -71,7 +71,7 @@ def onnx_from_program(program: Program, target: str) -> Exported:
     """
     source = written_out(program.exported, _WRONG)
     inputs = [spec.name for spec in program.inputs]
-    outputs = _output_names(program)
+    outputs = output_names(program.inputs, program.outputs)
     try:
         with quiet():
             exported = torch.onnx.export(
@@ -137,10 +137,13 @@ _OURS = "edgekit:"
 _WRONG = {torch.ops.aten.pixel_unshuffle.default: pixel_unshuffle}
 
 
-def _output_names(program: Program) -> list[str]:
-    """ONNX has one space of names; an output called like an input gets a suffix."""
-    taken = {spec.name for spec in program.inputs}
-    names = [f"{spec.name}_output" if spec.name in taken else spec.name for spec in program.outputs]
+def output_names(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> list[str]:
+    """ONNX has one space of names; an output called like an input gets ``_output`` after it.
+
+    Raises ``LoweringFailed`` where that meets another name.
+    """
+    taken = {spec.name for spec in inputs}
+    names = [f"{spec.name}_output" if spec.name in taken else spec.name for spec in outputs]
     twice = [name for name in names if names.count(name) > 1 or name in taken]
     if twice:
         raise LoweringFailed(

@@ -82,13 +82,17 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The totals, and every layer."""
         return {
-            "layer_count": len(self.layers),
+            "layer_count": sum(layer.kind not in _BETWEEN for layer in self.layers),
             "kinds": self.kinds,
             "dtypes": self.dtypes,
             "moved_bytes": self.moved_bytes,
             "constant_bytes": self.constant_bytes,
             "layers": [asdict(layer) for layer in self.layers],
         }
+
+
+# Lines of the plan that start no kernel: streams that wait for each other, sizes worked out.
+_BETWEEN = ("signal", "wait", "shape_call")
 
 
 def _bytes(tensors: Iterable[PlanTensor]) -> int:
@@ -99,7 +103,7 @@ def _bytes(tensors: Iterable[PlanTensor]) -> int:
 _LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: (?P<inputs>\[.*?\]), "
     r"(?:Constants: (?P<constants>.*?), )?Outputs: (?P<outputs>\[.*?\]), "
-    r"TacticName: (?P<tactic>.*?), StreamId: \d+, Metadata: ?(?P<metadata>.*)"
+    r"TacticName: (?P<tactic>.*?), StreamId: \d+, (?:EventId: \d+, )?Metadata: ?(?P<metadata>.*)"
 )
 _TENSOR = re.compile(r"Name: ([^,]+), Dimensions: \[([^\]]*)\].*?Datatype: (\w+)")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")

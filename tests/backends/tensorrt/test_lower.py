@@ -77,7 +77,7 @@ def test_each_gpu_has_an_engine_and_a_plan(lowered: Artifact) -> None:
     assert written["runtime"].startswith("tensorrt_rtx 1.7")
     assert set(written["plans"]) == {"sm86", "sm75"}
     for name, plan in written["plans"].items():
-        assert plan["layer_count"] == len(plan["layers"]) > 0
+        assert 0 < plan["layer_count"] <= len(plan["layers"])
         assert plan["moved_bytes"] > 3 * 6 * 6 * 2
         assert "Half" in plan["dtypes"]
         kernels = lowered.provenance["kernels"][name]  # type: ignore[index]

@@ -54,6 +54,17 @@ def test_kernels_are_read_with_their_tensors() -> None:
     assert (third.kind, third.name) == ("unknown", "something new")
 
 
+def test_streams_that_wait_for_each_other_are_no_kernels() -> None:
+    line = "Name: s{}, LayerType: {}, Inputs: [], Constants: [], Outputs: [], TacticName: , "
+    waits = [
+        line.format(index, kind) + f"StreamId: {index}, EventId: 1, Metadata: "
+        for index, kind in enumerate(("signal", "wait"))
+    ]
+    plan = plan_from_dump("\n".join([*DUMP.partition("\nsomething")[0].splitlines(), *waits]))
+    assert plan.kinds == {"correlation": 1, "kgen": 1, "signal": 1, "wait": 1}
+    assert plan.to_json()["layer_count"] == 2
+
+
 def test_totals() -> None:
     plan = plan_from_dump(DUMP)
     assert plan.kinds == {"correlation": 1, "kgen": 1, "unknown": 1}

@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. Results on stdout, everything else on stderr."""
+"""The command line: parse, call, print. Results on stdout, everything else on stderr.
+
+One file of over 400 lines: each verb is its arguments, a call and what is printed.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ import edgekit
 from edgekit import doctor
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.classes import top_labels
+from edgekit.diagnosis import deviations_of
 from edgekit.errors import EdgekitError, RuntimeFailed, UsageError
-from edgekit.export import Captures, check, deviations_of, export
+from edgekit.export import Captures, check, export
 from edgekit.files import write_whole
 from edgekit.layers import LayerDeviation, first_divergence, sentence
 from edgekit.profile import profile, unmeasurable

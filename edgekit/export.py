@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact
 from edgekit.bundle import Bundle, check_destination, write_bundle
 from edgekit.card import readme
-from edgekit.contract import Backend, Finding, Inside, Preferences
-from edgekit.errors import EdgekitError, RuntimeFailed, UnknownName, UsageError
+from edgekit.contract import Backend, Finding, Preferences
+from edgekit.diagnosis import explained, warned
+from edgekit.errors import RuntimeFailed, UnknownName, UsageError
 from edgekit.host import installed_version
-from edgekit.layers import (
-    Layer,
-    LayerDeviation,
-    compare_layers,
-    first_divergence,
-    layers_to_bytes,
-    sentence,
-)
+from edgekit.layers import Layer, layers_to_bytes
 from edgekit.manifest import ArtifactEntry, Manifest
 from edgekit.model import Model
 from edgekit.program import Program, Reference
@@ -28,7 +22,7 @@ from edgekit.recipe import FP32, Recipe, recipe_from_precision
 from edgekit.registry import backend_names, backend_options, configured, supported_recipe
 from edgekit.source import Inputs, resolve
 from edgekit.spec import TensorSpec
-from edgekit.verify import Proof, limits_of, verify
+from edgekit.verify import Proof, verify
 
 if TYPE_CHECKING:
     from torch import nn
@@ -193,83 +187,13 @@ def _make(each: Plan, captures: Captures, report: Report) -> tuple[Artifact, Pro
     report(f"proving {name} on {len(captures.reference.samples)} samples")
     try:
         proof = verify(each.backend, artifact, captures.reference)
-        looked_into = _warned if proof.passed else _explained
-        return artifact, looked_into(proof, each, artifact, captures)
+        look_into = warned if proof.passed else explained
+        return artifact, look_into(proof, each.backend, artifact, program, captures.layers)
     except RuntimeFailed as cause:
         advice = "" if each.recipe == FP32 else " Try --precision fp32."
         raise RuntimeFailed(
             f"{name} was made, but its runtime refuses it: {cause}{advice}"
         ) from cause
-
-
-def _explained(proof: Proof, each: Plan, artifact: Artifact, captures: Captures) -> Proof:
-    """A proof that failed, with the first layer that differs, where the session can show it."""
-    from edgekit.trace import source_of
-
-    program, layers = captures.program(each.backend), captures.layers(each.backend)
-    try:
-        found = deviations_of(each.backend, artifact, layers, captures.reference, program=program)
-    except EdgekitError:  # a failed search for the reason must not hide what was found
-        return proof
-    first = first_divergence(found)
-    if first is None:
-        return proof
-    why = sentence(first, artifact.recipe.precision, source_of(program, first.node))
-    return replace(proof, failures=(*proof.failures, why))
-
-
-def _warned(proof: Proof, each: Plan, artifact: Artifact, captures: Captures) -> Proof:
-    """A proof that holds here, and would not where the file's float16 is computed as such.
-
-    ONNX Runtime's CPU kernels compute float16 in float32: what overflows on the way to a right
-    result is infinite only where each value is looked at.
-    """
-    if artifact.recipe == FP32 or proof.level != "executed":
-        return proof  # an interpreter rounds every value itself
-    try:
-        layers = captures.layers(each.backend)
-        found = deviations_of(each.backend, artifact, layers, captures.reference)
-    except EdgekitError:  # the proof stands without it
-        return proof
-    lost = next((layer for layer in found if not layer.finite), None)
-    if lost is None:
-        return proof
-    note = (
-        f"Node {lost.node!r} ({lost.op}) of module {lost.module or 'the model itself'!r} is beyond "
-        "float16. The runtime here computes it in float32; one that computes in float16 gives "
-        "infinity. For such devices export with --precision fp32."
-    )
-    return replace(proof, notes=(*proof.notes, note))
-
-
-def deviations_of(
-    backend: Backend,
-    artifact: Artifact,
-    layers: Sequence[Layer],
-    reference: Reference,
-    *,
-    program: Program | None = None,
-) -> list[LayerDeviation]:
-    """How far each layer of ``artifact`` is from the eager one, on the first sample.
-
-    A runtime that shows nothing of its inside needs ``program``: the same program is lowered
-    again, with every layer among its outputs. Without it there is nothing to compare: [].
-    """
-    if not layers:
-        return []
-    sample, names = reference.samples[0], [layer.node for layer in layers]
-    with backend.open(artifact) as session:
-        if isinstance(session, Inside):
-            found = session.layers(sample)
-        elif program is None:
-            return []
-        else:
-            from edgekit.trace import revealing
-
-            shown = backend.lower(revealing(program, names), artifact.recipe)
-            with backend.open(shown) as other:
-                found = other.run(sample)
-    return compare_layers(layers, found, limits_of(artifact).sqnr_db)
 
 
 def check(

@@ -20,8 +20,8 @@ import edgekit
 from edgekit.artifact import Artifact
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.capture import capture, reference_from
+from edgekit.diagnosis import deviations_of
 from edgekit.errors import DamagedFile, NotProven
-from edgekit.export import deviations_of
 from edgekit.files import sha256
 from edgekit.layers import first_divergence
 from edgekit.manifest import read_manifest

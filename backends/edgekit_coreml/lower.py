@@ -81,13 +81,21 @@ def _finding(node: torch.fx.Node, remedy: str) -> Finding:
 
 
 def _failing_node(cause: BaseException, exported: Any) -> torch.fx.Node | None:
-    """The graph node that the converter was at, from the frames of its own traceback."""
+    """The graph node that the converter was at, from the frames of its own traceback.
+
+    A pass that runs after all nodes names the kind of op alone: then the first of that kind.
+    """
     nodes = {node.name: node for node in exported.graph.nodes}
     for frame, _ in reversed(list(traceback.walk_tb(cause.__traceback__))):
         name = getattr(frame.f_locals.get("node"), "name", None)
         if name in nodes:
             found: torch.fx.Node = nodes[name]
             return found
+    for node in exported.graph.nodes:
+        name = op_name(node) if node.op == "call_function" else ""
+        kind = name.partition(".")[2].partition(".")[0].rstrip("123d")
+        if len(kind) > 5 and kind in str(cause):  # "upsample_bilinear", not "add"
+            return node  # type: ignore[no-any-return]
     return None
 
 

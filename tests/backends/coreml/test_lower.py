@@ -387,3 +387,16 @@ def test_only_the_inputs_whose_values_matter_count_as_used() -> None:
     inputs = ("x=1x4", "like=1x4", "sized=batch:2..3x4", "unused=1x4")
     artifact, _ = proven(Partly(), *inputs)
     assert artifact.provenance["used"] == ["x"]
+
+
+def test_a_pass_that_fails_after_all_ops_were_taken_is_traced_to_the_users_line() -> None:
+    class Resized(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.max_pool2d(x, 2)
+            return F.interpolate(y, size=x.shape[2:], mode="bilinear", align_corners=True)
+
+    flexible = program(Resized(), "x=1x3xh:16..64xw:16..64")
+    (finding,) = BACKEND.check(flexible, FP32)
+    assert finding.op == "aten.upsample_bilinear2d.vec"
+    assert "F.interpolate(y, size=x.shape[2:]" in finding.source
+    assert "coremltools fails on it" in finding.remedy

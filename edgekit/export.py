@@ -65,6 +65,14 @@ def plan(
     asked = [
         None if name == "auto" else recipe_from_precision(name) for name in precision.split(",")
     ]
+    for option in options:
+        if not any(isinstance(name, str) and option.startswith(f"{name}-") for name in names):
+            listed = ", ".join(name for name in names if isinstance(name, str))
+            raise UsageError(
+                f"--{option} is a setting of a target that was not asked for; asked for: "
+                f"{listed or 'backends that were passed ready-made'}. Add it to --target, or "
+                "leave the setting out."
+            )
     backends = [configured(name, options) if isinstance(name, str) else name for name in names]
     plans = [Plan(each, supported_recipe(each, recipe)) for each in backends for recipe in asked]
     return list({(p.backend.name, p.recipe.precision): p for p in plans}.values())

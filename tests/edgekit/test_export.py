@@ -334,6 +334,18 @@ def test_a_value_that_an_option_does_not_take_is_said_before_any_work(install: I
     assert steps == []
 
 
+def test_an_option_of_a_target_that_was_not_asked_for_is_refused(
+    layer: nn.Linear, tmp_path: Path, install: Install
+) -> None:
+    install(Tuned())
+    options = {"tuned-minimum": "5"}
+    with pytest.raises(UsageError, match=r"^--tuned-minimum .* asked for: onnxruntime\. Add it to"):
+        export(layer, EXAMPLE, targets=["onnxruntime"], out=tmp_path / "b", options=options)
+    with pytest.raises(UsageError, match=r"asked for: backends that were passed ready-made"):
+        export(layer, EXAMPLE, targets=[ReplayBackend()], out=tmp_path / "b", options=options)
+    assert list(tmp_path.iterdir()) == []
+
+
 class Steps(nn.Module):
     """Two modules in a row, for a first one that differs."""
 

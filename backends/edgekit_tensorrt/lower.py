@@ -57,6 +57,8 @@ def findings_from_program(program: Program, recipe: Recipe, settings: Settings) 
 def artifact_from_program(program: Program, recipe: Recipe, settings: Settings) -> Artifact:
     """Export, give it to NVIDIA's parser, build an engine for each compute capability.
 
+    Engines are TensorRT-RTX's; where TensorRT proper is installed instead, there are none.
+
     Raises ``UnsupportedModel``, ``LoweringFailed`` or ``RuntimeFailed``.
     """
     exported = onnx_from_program(_written_out(program), "tensorrt")
@@ -69,7 +71,9 @@ def artifact_from_program(program: Program, recipe: Recipe, settings: Settings) 
     if parsed.errors:
         findings = [_finding(error, exported) for error in parsed.errors]
         raise UnsupportedModel("tensorrt", findings)
-    built = _engines(content, exported, program, settings)
+    # TensorRT proper builds for the GPU it runs on alone; there the session builds the engine.
+    crosses = parsed.runtime.startswith("tensorrt_rtx")
+    built = _engines(content, exported, program, settings) if crosses else {}
     plans = {name: each.plan.to_json() for name, each in built.items()}
     return Artifact(
         target="tensorrt",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from edgekit.recipe import FP16, FP32
 from edgekit.source import resolve
 from edgekit.spec import Dim, TensorSpec
 from edgekit_tensorrt import BACKEND, VERSIONS, build_engine
-from edgekit_tensorrt.lower import _refused_by_version, profiles_from_specs
+from edgekit_tensorrt.lower import MAIN, _refused_by_version, profiles_from_specs
 from edgekit_tensorrt.plan import engine_header
+from edgekit_tensorrt.processes import Parsed, parse_onnx
 from edgekit_tensorrt.versions import PARSERS
 
 pytestmark = pytest.mark.usefixtures("tensorrt")
@@ -316,3 +318,19 @@ def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch, small: Program
         BACKEND.lower(small, FP32)
     with pytest.raises(edgekit.MissingRuntime, match="onnxscript"):
         BACKEND.check(small, FP32)
+
+
+def test_where_tensorrt_proper_is_installed_no_engine_is_built_for_another_gpu(
+    small: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can build for the GPU it runs on alone, which the session does."""
+
+    def parse(model: bytes) -> Parsed:
+        return replace(parse_onnx(model), runtime="tensorrt 10.13.3.9")
+
+    monkeypatch.setattr("edgekit_tensorrt.lower.parse_onnx", parse)
+    monkeypatch.delattr("edgekit_tensorrt.lower.build_engine")
+    artifact = BACKEND.lower(small, FP32)
+    assert set(artifact.files) == {MAIN, "plan.json", "build_engine.py", "evidence.py"}
+    assert artifact.provenance["runtime"] == "tensorrt 10.13.3.9"
+    assert artifact.provenance["kernels"] == {}

@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 def run(*words: str) -> None:
     """Run a module of this Python in the root, and stop at the first failure."""
     print(f"$ {' '.join(words)}", flush=True)
-    environment = {**os.environ, "EDGEKIT_REQUIRED": "coreml,executorch,onnxruntime,tensorrt"}
+    # One thread for each of the test processes: two that spin would wait for each other.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    environment["EDGEKIT_REQUIRED"] = "coreml,executorch,onnxruntime,tensorrt"
     code = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=environment).returncode
     if code:
         sys.exit(code)
@@ -36,7 +38,16 @@ def main() -> int:
     run("ruff", "format", "--check", ".")
     run("ruff", "check", ".")
     run("mypy")
-    run("pytest", "-q", *(word for word in sys.argv[1:] if word != "--fix"))
+    # A process for each core; a file stays in one, since what its tests share is slow to make.
+    run(
+        "pytest",
+        "-q",
+        "-n",
+        "auto",
+        "--dist",
+        "loadfile",
+        *(word for word in sys.argv[1:] if word != "--fix"),
+    )
     for name in ("edgekit", "backends", "models", "tests"):
         print(f"{name}: {lines(ROOT / name)} lines")
     return 0

@@ -36,7 +36,6 @@ from edgekit_tensorrt.processes import Built, ParserError, build_engine, parse_o
 from edgekit_tensorrt.quantize import model_in_precision
 from edgekit_tensorrt.versions import PARSERS
 
-aten = torch.ops.aten
 MAIN = "model.onnx"
 Shapes = tuple[Sequence[int], Sequence[int], Sequence[int]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ class Artifact:
     ``files`` maps a path inside the artifact to its bytes, or to the file on disk that holds
     them once the artifact lies in a bundle; ``main`` is the one that the runtime opens.
     ``provenance`` holds plain JSON values: versions of the tools, options, what was delegated.
+    ``derived`` names the files that a device can make again from the others: engines, plans.
     """
 
     target: str
@@ -26,6 +27,7 @@ class Artifact:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     provenance: Mapping[str, object] = field(default_factory=dict)
+    derived: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -40,8 +42,16 @@ class Artifact:
     @property
     def size(self) -> int:
         """Bytes of all files together, but for the scripts that prove it on the device."""
+        return self._bytes(self.files)
+
+    @property
+    def model_size(self) -> int:
+        """Bytes of the model itself: without what a device can make again from it."""
+        return self._bytes(name for name in self.files if name not in self.derived)
+
+    def _bytes(self, names: Iterable[str]) -> int:
+        contents = (self.files[name] for name in names if not name.endswith(".py"))
         return sum(
             len(content) if isinstance(content, bytes) else content.stat().st_size
-            for name, content in self.files.items()
-            if not name.endswith(".py")
+            for content in contents
         )

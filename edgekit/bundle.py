@@ -14,6 +14,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import DamagedFile, StorageError, UnknownName, UsageError
 from edgekit.evidence import ON_DEVICE, PERFORMANCE, digest_of
 from edgekit.files import PARTIAL, sha256, staged_folder, storage_errors, write_whole
+from edgekit.gate import TRIED, Attempt
 from edgekit.layers import Layer, read_layers
 from edgekit.manifest import NAME, Manifest, read_manifest
 from edgekit.program import Reference
@@ -121,6 +122,19 @@ class Bundle:
             return json.loads(path.read_bytes())
         except (OSError, ValueError) as cause:
             raise DamagedFile(f"{path} cannot be read: {cause}.") from cause
+
+    def tried(self) -> list[Attempt]:
+        """Every candidate that was tried for this bundle and why it was kept or not, or []."""
+        if TRIED not in self.manifest.files:
+            return []
+        path = self.folder / TRIED
+        try:
+            listed = json.loads(path.read_bytes())
+        except (OSError, ValueError) as cause:
+            raise DamagedFile(f"{path} cannot be read: {cause}.") from cause
+        if not isinstance(listed, list):
+            raise DamagedFile(f"{path} is no list of attempts.")
+        return [Attempt.from_json(each) for each in listed]
 
     def reference(self) -> Reference:
         """The samples with the eager outputs."""

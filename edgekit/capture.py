@@ -128,6 +128,12 @@ def reference_from(model: Model) -> Reference:
     return Reference(samples, expected, model.samples_source)
 
 
+def eager_outputs(model: Model, samples: Sequence[Arrays]) -> list[dict[str, Array]]:
+    """What the eager model answers to inputs that need no proof of their own: labelled data."""
+    with _inference(model.module):
+        return [_run_eager(model, check_arrays(model.inputs, sample)) for sample in samples]
+
+
 def _run_eager(model: Model, sample: Arrays) -> dict[str, Array]:
     call = _bind(model.module, [spec.name for spec in model.inputs])
     tensors = [torch.from_numpy(np.array(sample[spec.name])) for spec in model.inputs]

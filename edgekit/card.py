@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgekit.errors import DISTRIBUTION
+from edgekit.gate import Attempt, summary
 from edgekit.manifest import Manifest
 from edgekit.registry import distance
 from edgekit.verify import LEVELS, Proof
 
 
-def readme(manifest: Manifest, proofs: Sequence[Proof], card: str) -> str:
+def readme(
+    manifest: Manifest, proofs: Sequence[Proof], card: str, attempts: Sequence[Attempt] = ()
+) -> str:
     """The whole text, ending in a newline."""
     first = min(manifest.artifacts, key=lambda entry: distance(entry.target))
     lines = [
@@ -43,6 +46,8 @@ def readme(manifest: Manifest, proofs: Sequence[Proof], card: str) -> str:
             ["", "Overrides:", *(f"- {text}" for text in manifest.overrides)]
             * bool(manifest.overrides)
         ),
+        *_kernels(proofs),
+        *_tried(manifest, attempts),
         "",
         "## Run it",
         "",
@@ -55,3 +60,44 @@ def readme(manifest: Manifest, proofs: Sequence[Proof], card: str) -> str:
     if card:
         lines += ["", "## Model card", "", card.strip()]
     return "\n".join(lines) + "\n"
+
+
+def _kernels(proofs: Sequence[Proof]) -> list[str]:
+    """On what kind of processor integers were run: kernels of another kind differ in result."""
+    kinds = {
+        (str(proof.host.get("processor")), str(proof.host.get("int8")))
+        for proof in proofs
+        if proof.level == "executed" and proof.limits.max_rel_error is None
+    }
+    return [
+        f"\nIntegers were run on {processor} with {kind} kernels. Those of another kind of "
+        "processor give other results: verify again there."
+        for processor, kind in sorted(kinds)
+    ]
+
+
+def _tried(manifest: Manifest, attempts: Sequence[Attempt]) -> list[str]:
+    """What was quantized, on what data, and everything that was measured for it."""
+    if not attempts:
+        return []
+    data = manifest.calibration
+    ranges = (
+        f" Ranges were measured on {data['samples']} inputs of {data['source']}." if data else ""
+    )
+    return [
+        "",
+        "## Quantization",
+        "",
+        f"Everything that was tried, against the float artifact of the same target.{ranges}",
+        "",
+        "| tried | verdict | measured | why |",
+        "|---|---|---|---|",
+        *(
+            f"| {each.artifact} | {each.verdict} | {_cell(summary(each))} | {_cell(each.reason)} |"
+            for each in attempts
+        ),
+    ]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|") or "-"

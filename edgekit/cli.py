@@ -1,11 +1,10 @@
 """The command line: parse, call, print. Results on stdout, everything else on stderr.
 
-One file of over 400 lines: each verb is its arguments, a call and what is printed.
+Each verb is a call and what is printed; the arguments are in ``arguments.py``.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import signal
@@ -17,18 +16,20 @@ from typing import NoReturn
 
 import numpy as np
 
-import edgekit
 from edgekit import doctor
+from edgekit.arguments import Arguments, options, parser, quantization
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.classes import top_labels
+from edgekit.contract import Switchable
 from edgekit.diagnosis import deviations_of
 from edgekit.errors import EdgekitError, RuntimeFailed, UsageError
-from edgekit.export import Captures, check, export
+from edgekit.export import check, export
 from edgekit.files import write_whole
 from edgekit.layers import LayerDeviation, first_divergence, sentence
+from edgekit.making import Captures
 from edgekit.profile import profile, unmeasurable
 from edgekit.program import Reference
-from edgekit.registry import backend, backend_names, backend_options, can_run, zoo_models
+from edgekit.registry import backend, can_run, zoo_models
 from edgekit.render import (
     Progress,
     bundle_rows,
@@ -37,6 +38,7 @@ from edgekit.render import (
     measurement_table,
     op_table,
     table,
+    tried_table,
 )
 from edgekit.report import html_report
 from edgekit.samples import read_sample
@@ -44,106 +46,7 @@ from edgekit.sarif import sarif_from_findings
 from edgekit.source import resolve
 from edgekit.spec import Array
 from edgekit.verify import Proof, verify
-
-Arguments = argparse.Namespace
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. See: {self.prog} --help")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="edgekit", description="PyTorch models to proven edge artifacts.")
-    parser.add_argument("--version", action="version", version=f"edgekit {edgekit.__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
-    common = _Parser(add_help=False)
-    common.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    common.add_argument("--debug", action="store_true", help="show tracebacks")
-
-    def verb(name: str, action: Callable[[Arguments], int], text: str) -> _Parser:
-        added = verbs.add_parser(name, help=text, description=text, parents=[common])
-        added.set_defaults(action=action)
-        return added
-
-    listed = verb("list", _list, "what there is, what is installed, what is missing")
-    listed.add_argument("what", nargs="?", choices=("models", "targets"))
-    verb("doctor", _doctor, "versions, conflicts, and the line that repairs each")
-    checked = verb("check", _check, "every op that a target would refuse or run slowly")
-    _model_arguments(checked)
-    checked.add_argument("--sarif", type=Path, metavar="FILE", help="also as SARIF, for reviews")
-    exported = verb("export", _export, "make and prove artifacts")
-    _model_arguments(exported)
-    exported.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    exported.add_argument("--samples", type=Path, help="real inputs to prove on: .npz, or folder")
-    exported.add_argument("--overwrite", action="store_true", help="replace the bundle DIR")
-    exported.add_argument("--unproven-ok", action="store_true", help="keep what failed its proof")
-    verified = verb("verify", _verify, "prove a bundle again, on this machine")
-    _bundle_arguments(verified)
-    verified.add_argument(
-        "--layers", action="store_true", help="every module's distance from eager; the first off"
-    )
-    verified.add_argument(
-        "--model", help="with --layers: the MODEL that was exported, for runtimes that hide layers"
-    )
-    verified.add_argument("--weights", type=Path, metavar="FILE", help="with --model: its weights")
-    profiled = verb("profile", _profile, "latency, load time and memory; refuses a noisy run")
-    _bundle_arguments(profiled)
-    profiled.add_argument("--threads", type=_positive, help="default: all cores")
-    profiled.add_argument("--runs", type=_positive, default=100)
-    profiled.add_argument("--noisy-ok", action="store_true", help="keep a figure made in noise")
-    ran = verb("run", _run, "run a bundle on images or .npz files")
-    ran.add_argument("bundle", type=Path)
-    ran.add_argument("inputs", type=Path, nargs="+", metavar="INPUT")
-    ran.add_argument("--artifact", help="such as onnxruntime-fp32; default: the first")
-    ran.add_argument("--top", type=_positive, default=3, help="labels to show")
-    ran.add_argument("-o", "--output", type=Path, help="write the outputs of one INPUT as .npz")
-    reported = verb("report", _report, "proofs and measurements of bundles")
-    reported.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
-    reported.add_argument("-o", "--output", type=Path, metavar="FILE", help="write an HTML page")
-    return parser
-
-
-def _model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a zoo name, or path/to/file.py:factory")
-    parser.add_argument(
-        "--target", required=True, help=f"all, or of {', '.join(backend_names())} with commas"
-    )
-    parser.add_argument("--precision", default="auto", help="auto, fp32, fp16; several with commas")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors, .pth or .pt")
-    parser.add_argument(
-        "--input",
-        action="append",
-        metavar="NAME=SHAPE",
-        help="x=1x3x224x224, x=batch:1..8x3x224x224 or ids=1x16:int64; once for each input",
-    )
-    for name, option in backend_options().items():
-        parser.add_argument(
-            f"--{name}",
-            metavar="VALUE",
-            dest=f"option:{name}",
-            help=f"{option.help} (default {option.default})",
-        )
-
-
-def _options(asked: Arguments) -> dict[str, str]:
-    """The settings of targets that were given."""
-    return {
-        name.removeprefix("option:"): value
-        for name, value in vars(asked).items()
-        if name.startswith("option:") and value is not None
-    }
-
-
-def _bundle_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--artifact", help="such as onnxruntime-fp32; default: all")
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
-    return int(text)
+from edgekit.widths import bits_from_text
 
 
 def _print(asked: Arguments, value: object, text: str) -> None:
@@ -195,7 +98,7 @@ def _check(asked: Arguments) -> int:
             targets=asked.target.split(","),
             precision=asked.precision,
             weights=asked.weights,
-            options=_options(asked),
+            options=options(asked),
             report=progress,
         )
     lines = []
@@ -223,13 +126,15 @@ def _export(asked: Arguments) -> int:
             samples=asked.samples,
             overwrite=asked.overwrite,
             unproven_ok=asked.unproven_ok,
-            options=_options(asked),
+            quantization=quantization(asked),
+            options=options(asked),
             report=progress,
         )
     for override in bundle.manifest.overrides:
         print(f"warning: {override}", file=sys.stderr)
     _warn_of_notes([bundle.proof(name) for name in bundle.artifacts])
-    _print(asked, bundle_rows(bundle), f"{bundle_table(bundle)}\n\nwritten: {asked.output}")
+    texts = [bundle_table(bundle), tried_table(bundle.tried()), f"written: {asked.output}"]
+    _print(asked, bundle_rows(bundle), "\n\n".join(text for text in texts if text))
     return 0
 
 
@@ -246,7 +151,11 @@ def _verify(asked: Arguments) -> int:
     proofs: list[Proof] = []
     for name in _runnable(bundle, asked.artifact):
         artifact = bundle.artifact(name)
-        proofs.append(verify(backend(artifact.target), artifact, reference))
+        made = bundle.proof(name)
+        # Labelled data may have judged it instead; the bundle's own limits say so.
+        limits = made.limits if artifact.recipe.quantized else None
+        proofs.append(verify(backend(artifact.target), artifact, reference, limits=limits))
+        _warn_of_processor(made, proofs[-1])
     rows = [
         (
             proof.artifact,
@@ -269,6 +178,18 @@ def _verify(asked: Arguments) -> int:
             texts.append(layer_table(proof.artifact, found, why))
     _print(asked, values, "\n\n".join(texts))
     return 1 if failures else 0
+
+
+def _warn_of_processor(made: Proof, now: Proof) -> None:
+    """Integer kernels differ in result: a proof made on one kind does not hold on another."""
+    before, here = made.host.get("int8"), now.host.get("int8")
+    if made.limits.max_rel_error is None and made.level == "executed" and before != here:
+        print(
+            f"warning: {made.artifact} was proven on a processor of kind {before!r}, and this one "
+            f"is {here!r}, whose integer kernels are others: that proof does not carry over. What "
+            "is shown is of this processor.",
+            file=sys.stderr,
+        )
 
 
 def _layers(
@@ -354,6 +275,10 @@ def _run(asked: Arguments) -> int:
     manifest = bundle.manifest
     samples = [read_sample(path, manifest.inputs, manifest.image) for path in asked.inputs]
     with backend(artifact.target).open(artifact) as session:
+        if asked.bits is not None:
+            if not isinstance(session, Switchable):
+                raise UsageError(f"{artifact.target} has no artifacts of several bit-widths.")
+            session.set_bits(bits_from_text(asked.bits))
         answers = [session.run(sample) for sample in samples]
     if asked.output:
         _save(asked.output, answers[0])
@@ -388,11 +313,17 @@ def _save(path: Path, answer: dict[str, Array]) -> None:
 def _report(asked: Arguments) -> int:
     bundles = [open_bundle(path) for path in asked.bundles]
     values = [
-        {"bundle": str(path), "model": bundle.manifest.model, "artifacts": bundle_rows(bundle)}
+        {
+            "bundle": str(path),
+            "model": bundle.manifest.model,
+            "artifacts": bundle_rows(bundle),
+            "tried": [attempt.to_json() for attempt in bundle.tried()],
+        }
         for path, bundle in zip(asked.bundles, bundles, strict=True)
     ]
     texts = [
         f"{bundle.manifest.model} ({path})\n{bundle_table(bundle)}"
+        + f"\n\n{tried_table(bundle.tried())}" * bool(bundle.tried())
         for path, bundle in zip(asked.bundles, bundles, strict=True)
     ]
     if asked.output:
@@ -401,14 +332,25 @@ def _report(asked: Arguments) -> int:
     return 0
 
 
+VERBS: dict[str, Callable[[Arguments], int]] = {
+    "list": _list,
+    "doctor": _doctor,
+    "check": _check,
+    "export": _export,
+    "verify": _verify,
+    "profile": _profile,
+    "run": _run,
+    "report": _report,
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; every error is a sentence on stderr and an exit code."""
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        asked = _parser().parse_args(arguments)
-        code: int = asked.action(asked)
-        return code
+        asked = parser().parse_args(arguments)
+        return VERBS[asked.verb](asked)
     except EdgekitError as error:
         if debug:
             traceback.print_exc()

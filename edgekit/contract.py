@@ -153,6 +153,41 @@ class Inside(Protocol):
 
 
 @runtime_checkable
+class AsWritten(Protocol):
+    """A session whose runtime fuses integer arithmetic, and can also run what the file says."""
+
+    def run_as_written(self, arrays: Arrays) -> dict[str, Array]:
+        """The outputs without fusion: as ``run`` but for rounding, where nothing saturates."""
+        ...
+
+    @property
+    def saturation(self) -> str:
+        """What to do where ``run`` loses against ``run_as_written``; "" where it cannot."""
+        ...
+
+
+@runtime_checkable
+class Switchable(Protocol):
+    """A session of an artifact made with ``any``: its weights have several bit-widths."""
+
+    def set_bits(self, bits: int | Mapping[str, int]) -> None:
+        """Run at ``bits`` from now on: 8, 6, 4 or 2, or by layer; the file is not read again.
+
+        Raises ``UsageError`` where the artifact has one width, or not that one.
+        """
+        ...
+
+
+@runtime_checkable
+class Quantizes(Protocol):
+    """A backend that says which ops its integer recipes touch, for the search of the guilty."""
+
+    def quantized_ops(self, recipe: Recipe) -> frozenset[str]:
+        """Short names of ATen ops whose inputs and results become integers: ``conv2d``, ``add``."""
+        ...
+
+
+@runtime_checkable
 class Emulation(Protocol):
     """A backend whose sessions may be an interpreter here, whose times would say nothing."""
 

@@ -4,7 +4,8 @@ EdgekitError                 exit code 1
 ├── UsageError               2  what was asked for makes no sense                (also ValueError)
 │   ├── UnknownName          2  a model, target or precision that does not exist (also LookupError)
 │   ├── BadModel             2  the user's model file or factory is not usable
-│   └── BadInput             2  data that does not fit the model's inputs
+│   ├── BadInput             2  data that does not fit the model's inputs
+│   └── BadRecipe            2  a recipe that is unreadable or contradicts itself
 ├── MissingRuntime           3  the adapter is here, its runtime is not          (also ImportError)
 ├── UnsupportedRecipe        3  the target cannot make that precision            (also ValueError)
 ├── CaptureFailed            3  PyTorch could not turn the model into a graph    (also ValueError)
@@ -14,6 +15,7 @@ EdgekitError                 exit code 1
 ├── StorageError             3  the disk is full, or a folder is not writable    (also OSError)
 ├── NewerSchema              3  the bundle was written by a newer edgekit        (also ValueError)
 ├── NotProven                1  a number differs from the eager model            (also ValueError)
+├── DoesNotPay               1  quantized, and less accurate, slower or larger   (also ValueError)
 ├── NoisyMachine             1  the machine is too busy for a figure to mean anything
 └── DamagedFile              4  a bundle or a weight file is not what it was     (also ValueError)
 """
@@ -56,6 +58,10 @@ class BadModel(UsageError):
 
 class BadInput(UsageError):
     """Data whose name, shape, dtype or format does not fit what the model takes."""
+
+
+class BadRecipe(UsageError):
+    """A recipe that cannot be read, or whose parts contradict each other."""
 
 
 class MissingRuntime(EdgekitError, ImportError):
@@ -133,6 +139,10 @@ class NewerSchema(EdgekitError, ValueError):
 
 class NotProven(EdgekitError, ValueError):
     """An artifact's numbers differ from the eager model's, or there is nothing to compare."""
+
+
+class DoesNotPay(EdgekitError, ValueError):
+    """A quantized artifact that loses more than the budget, or wins neither time nor size."""
 
 
 class NoisyMachine(EdgekitError):

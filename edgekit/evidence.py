@@ -46,13 +46,8 @@ WORST_SQNR_DB = -999.0  # noise where there should be nothing; JSON has no infin
 ON_DEVICE, PERFORMANCE = "on-device.json", "perf.json"
 NOT_PROVEN = 1  # exit code of a script whose device answers wrongly
 MOST_SPREAD = 1.5  # of the 90th percentile over the median; above, a latency is noise
-# How an artifact's folder is called: by the precisions of weights and activations.
-PRECISIONS = {
-    ("float32", "float32"): "fp32",
-    ("float16", "float16"): "fp16",
-    ("int8", "int8"): "int8",
-    ("int4", "float32"): "int4",
-}
+# What older manifests call a precision, by its weights.
+_PRECISIONS = {"float32": "fp32", "float16": "fp16"}
 
 
 class Refused(ValueError):
@@ -71,16 +66,20 @@ class NotPossible(RuntimeError):
 class Limits:
     """What a proof demands. ``agreement`` bounds ``top1_agreement`` and ``equal``.
 
-    ``smallest_normal`` is the smallest normal number of the precision: below it, relative
-    errors mean nothing.
+    None demands nothing: a quantized value may be off by more than itself where it is small.
+    ``undecided`` is how close two class scores may lie, as a share of their spread, to count as
+    a tie. ``smallest_normal`` is the smallest normal number of the precision: below it,
+    relative errors mean nothing.
     """
 
-    max_rel_error: float
-    cosine: float
+    max_rel_error: float | None
+    cosine: float | None
     sqnr_db: float
-    agreement: float
+    agreement: float | None
     reason: str
     smallest_normal: float = 1.2e-38
+    undecided: float | None = None  # None: max_rel_error
+    equal: float | None = None  # bounds ``equal`` where ``agreement`` is None
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def _deviation(
         max_rel_error=max((_max_rel_error(b, a, floor) for b, a in pairs), default=0.0),
         cosine=min((_cosine(b, a) for b, a in pairs), default=1.0),
         sqnr_db=min((sqnr_db(b, a) for b, a in pairs), default=math.inf),
-        top1_agreement=_top1_agreement(pairs, limits.max_rel_error),
+        top1_agreement=_top1_agreement(pairs, limits.undecided or limits.max_rel_error or 0.0),
         equal=None,
     )
 
@@ -205,13 +204,15 @@ def _failures(deviation: Deviation, limits: Limits) -> list[str]:
         ("cosine", deviation.cosine, limits.cosine, True),
         ("SQNR in dB", deviation.sqnr_db, limits.sqnr_db, True),
         ("top-1 agreement", deviation.top1_agreement, limits.agreement, True),
-        ("share of equal elements", deviation.equal, limits.agreement, True),
+        ("share of equal elements", deviation.equal, limits.agreement or limits.equal, True),
     )
     return [
         f"Output {deviation.output!r}: {what} is {value:.6g}, the limit is {limit:.6g}."
         for what, value, limit, at_least in checks
         # Written so that a NaN fails too.
-        if value is not None and not (value >= limit if at_least else value <= limit)
+        if value is not None
+        and limit is not None
+        and not (value >= limit if at_least else value <= limit)
     ]
 
 
@@ -342,8 +343,9 @@ def _refuse_foreign_names(shipped: Shipped) -> None:
 def _entry(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What the manifest says of the artifact whose folder is called ``name``."""
     for entry in manifest["artifacts"]:
-        held = (entry["recipe"]["weights"], entry["recipe"]["activations"])
-        if name == f"{entry['target']}-{PRECISIONS.get(held, '-'.join(held))}":
+        recipe = entry["recipe"]
+        precision = recipe.get("precision") or _PRECISIONS[recipe["weights"]]
+        if name == f"{entry['target']}-{precision}":
             return dict(entry)
     raise Refused(f"{name} is no artifact of this bundle; run the script in its own folder.")
 

@@ -24,9 +24,23 @@ def describe() -> dict[str, object]:
         "machine": platform.machine(),
         "processor": name or platform.processor() or "unknown",
         "features": [feature for feature in _FEATURES if feature in flags],
+        "int8": int8_kernels(),
         "cores": cores(),
         "python": platform.python_version(),
     }
+
+
+def int8_kernels() -> str:
+    """How this processor adds up 8-bit products: ``vnni``, ``avx2``, ``arm64`` or ``other``.
+
+    Kernels that differ in this differ in result, so a proof of integers names it.
+    """
+    _, flags = _cpuinfo()
+    if flags & {"avx512_vnni", "avx_vnni"}:
+        return "vnni"
+    if "avx2" in flags:
+        return "avx2"
+    return "arm64" if platform.machine().lower() in ("aarch64", "arm64") else "other"
 
 
 def cores() -> int:

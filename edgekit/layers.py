@@ -105,8 +105,13 @@ def sentence(first: LayerDeviation, precision: str, source: str = "") -> str:
     """What to tell the user of the first layer that diverges, with a remedy where one is known."""
     what = f"is {first.sqnr_db:.1f} dB from eager" if first.finite else "holds NaN or infinity"
     place = f" ({source})" if source else ""
-    remedy = (
+    lower = (
         "Keep it in float32: export with --precision fp32."
+        if precision == "fp16"
+        else f"Keep it in float: export with --keep-float {first.node}."
+    )
+    remedy = (
+        lower
         if precision != "fp32"
         else "In float32 no layer should differ: the file is not what was exported, or the "
         "target means something else by this op. Export again; else write it with other ops."

@@ -19,7 +19,7 @@ from edgekit.image import ImageInput
 from edgekit.recipe import Recipe
 from edgekit.spec import TensorSpec
 
-SCHEMA = 1
+SCHEMA = 2  # 2: recipes of integers, and the data their ranges come from
 NAME = "manifest.json"
 
 
@@ -56,7 +56,8 @@ class Manifest:
     """Everything a device must know to run the bundle, and everything needed to trust it.
 
     ``overrides`` lists what was kept although a check failed; ``files`` maps each path in the
-    bundle to its sha256.
+    bundle to its sha256. ``calibration`` says on what data ranges were measured: the number of
+    samples, where they come from, and the sha256 of their values.
     """
 
     model: str
@@ -72,6 +73,7 @@ class Manifest:
     versions: Mapping[str, str]
     overrides: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    calibration: Mapping[str, object] | None = None
 
     def with_files(self, files: Mapping[str, str]) -> Manifest:
         """The same manifest for other file hashes."""
@@ -89,6 +91,7 @@ class Manifest:
             "labels": list(self.labels),
             "artifacts": [entry.to_json() for entry in self.artifacts],
             "samples": {"files": list(self.samples), "source": self.samples_source},
+            "calibration": None if self.calibration is None else dict(self.calibration),
             "versions": dict(self.versions),
             "overrides": list(self.overrides),
             "files": dict(self.files),
@@ -144,6 +147,7 @@ def _manifest_from_json(body: dict[str, Any]) -> Manifest:
         versions={_text(key): _text(value) for key, value in body["versions"].items()},
         overrides=_texts(body["overrides"]),
         files={_text(key): _text(value) for key, value in body["files"].items()},
+        calibration=_calibration(body["calibration"] if body["schema"] > 1 else None),
     )
 
 
@@ -160,6 +164,12 @@ def _entry_from_json(value: dict[str, Any]) -> ArtifactEntry:
         provenance=value["provenance"],
         layers=_text(value.get("layers", "")),
     )
+
+
+def _calibration(value: object) -> Mapping[str, object] | None:
+    if value is not None and not isinstance(value, dict):
+        raise TypeError(f"{value!r} should be an object")
+    return value
 
 
 def _text(value: object) -> str:

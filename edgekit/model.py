@@ -36,6 +36,11 @@ class Model:
     card: str = ""
     deploy: Callable[[nn.Module, str, tuple[TensorSpec, ...]], nn.Module] | None = None
 
+    @property
+    def samples_are_real(self) -> bool:
+        """Whether the samples came with the model or the user, rather than from a generator."""
+        return bool(self.samples) and "random" not in self.samples_source
+
     def with_samples(self, samples: tuple[Arrays, ...], source: str) -> Model:
         """The same model, proven on other samples."""
         return replace(self, samples=samples, samples_source=source)

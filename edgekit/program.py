@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekit.calibration import Calibration
 from edgekit.image import ImageInput
 from edgekit.spec import Array, Arrays, TensorSpec
 
@@ -29,7 +30,8 @@ class Program:
     """A model captured by ``torch.export``, in float32.
 
     Its graph takes ``inputs`` and returns ``outputs``, each in this order. ``name``, ``licence``,
-    ``image`` and ``labels`` are the model's, for artifacts that can carry them.
+    ``image`` and ``labels`` are the model's, for artifacts that can carry them; ``calibration``
+    is the data for recipes that need ranges of activations.
     """
 
     exported: ExportedProgram
@@ -40,3 +42,4 @@ class Program:
     licence: str = ""
     image: ImageInput | None = None
     labels: tuple[str, ...] = ()
+    calibration: Calibration | None = None

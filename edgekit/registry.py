@@ -98,12 +98,15 @@ def recipes_of(adapter: Backend) -> tuple[Recipe, ...]:
 
 
 def supported_recipe(adapter: Backend, recipe: Recipe | None) -> Recipe:
-    """``recipe``, or the backend's first where it is None. Raises ``UnsupportedRecipe``."""
+    """``recipe``, or the backend's first where it is None. Raises ``UnsupportedRecipe``.
+
+    A backend that makes a precision makes it with every method and choice of float layers.
+    """
     supported = recipes_of(adapter)
     if recipe is None:
         return supported[0]
-    if recipe not in supported:
-        names = [other.precision for other in supported]
+    names = [other.precision for other in supported]
+    if recipe.precision not in names:
         raise UnsupportedRecipe(adapter.name, recipe.precision, names)
     return recipe
 

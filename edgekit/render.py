@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from edgekit.bundle import Bundle
+from edgekit.gate import Attempt
 from edgekit.layers import LayerDeviation, by_module
 from edgekit.profile import Measurement
 
@@ -78,6 +79,25 @@ def bundle_table(bundle: Bundle) -> str:
     return table(header, rows)
 
 
+def tried_table(attempts: Sequence[Attempt]) -> str:
+    """Everything that was tried, and why it was kept or not; "" where nothing was."""
+    rows = [
+        (
+            attempt.artifact,
+            f"{len(attempt.recipe.keep_float)} float" if attempt.recipe.keep_float else "",
+            f"{attempt.accuracy.percent:.2f}%" if attempt.accuracy else "-",
+            f"{attempt.sqnr_db:.1f} dB" if attempt.sqnr_db is not None else "-",
+            str(attempt.speed) if attempt.speed else "-",
+            size_text(attempt.size_bytes) if attempt.size_bytes else "-",
+            attempt.verdict,
+            attempt.reason,
+        )
+        for attempt in attempts
+    ]
+    header = ("tried", "mixed", "top-1", "SQNR", "speed", "model", "verdict", "why")
+    return table(header, rows) if rows else ""
+
+
 def measurement_table(measurements: Sequence[Measurement]) -> str:
     """One row for each artifact measured."""
     header = ("artifact", "threads", "p50", "p90", "p99", "first", "cold load", "warm load")
@@ -135,7 +155,9 @@ class Progress:
 
     def __call__(self, step: str) -> None:
         """Start the next step."""
-        self._step, self._started = step, time.monotonic()
+        if step.partition(":")[0] != self._step.partition(":")[0]:  # not the next of many inputs
+            self._started = time.monotonic()
+        self._step = step
 
     @contextmanager
     def shown(self) -> Iterator[Progress]:

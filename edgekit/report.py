@@ -7,7 +7,9 @@ from html import escape
 from typing import Any
 
 from edgekit.bundle import Bundle
+from edgekit.gate import Attempt
 from edgekit.render import size_text
+from edgekit.speed import Speed
 from edgekit.verify import LEVELS
 
 _STYLE = (
@@ -39,7 +41,44 @@ def _section(bundle: Bundle) -> str:
         f"<h2>{escape(manifest.model)}</h2>\n<p>{escape(str(bundle.folder))}, from "
         f"{escape(manifest.source)}; {len(manifest.samples)} samples: "
         f"{escape(manifest.samples_source)}</p>\n{overrides}"
-        f"<table><tr>{header}</tr>\n{rows}</table>"
+        f"<table><tr>{header}</tr>\n{rows}</table>{_tried(bundle)}"
+    )
+
+
+def _tried(bundle: Bundle) -> str:
+    """Everything that was tried for the bundle, the speed against float drawn as a bar."""
+    attempts = bundle.tried()
+    if not attempts:
+        return ""
+    columns = ("tried", "top-1", "SQNR", "speed against float", "model", "verdict", "why")
+    header = "".join(f"<th>{name}</th>" for name in columns)
+    return f"<h3>Tried</h3><table><tr>{header}</tr>\n{''.join(map(_attempt, attempts))}</table>"
+
+
+def _attempt(attempt: Attempt) -> str:
+    cells = (
+        f"{attempt.accuracy.percent:.2f} %" if attempt.accuracy else "-",
+        f"{attempt.sqnr_db:.1f} dB" if attempt.sqnr_db is not None else "-",
+        _speed_bar(attempt.speed) if attempt.speed else "-",
+        size_text(attempt.size_bytes) if attempt.size_bytes else "-",
+    )
+    numbers = "".join(f"<td class=n>{cell}</td>" for cell in cells)
+    kept = f" ({len(attempt.recipe.keep_float)} float)" if attempt.recipe.keep_float else ""
+    return (
+        f"<tr><td>{escape(attempt.artifact)}{kept}</td>{numbers}<td>{escape(attempt.verdict)}</td>"
+        f"<td>{escape(attempt.reason)}</td></tr>\n"
+    )
+
+
+def _speed_bar(speed: Speed) -> str:
+    """The ratio as a bar, its spread as a line, float itself as a mark at 1."""
+    per = 60  # pixels for float's speed
+    low, high, wide = (each * per for each in (speed.low, speed.high, speed.ratio))
+    return (
+        f'<svg width="{max(high, per) + 4:.0f}" height="14" role="img" aria-label="{speed}">'
+        f'<rect y="3" width="{wide:.1f}" height="8" fill="#369"/>'
+        f'<path d="M{low:.1f} 7H{high:.1f}" stroke="#000"/>'
+        f'<path d="M{per} 0V14" stroke="#b00"/></svg><small>{speed}</small>'
     )
 
 

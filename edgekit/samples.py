@@ -101,14 +101,62 @@ def read_sample(
 ) -> dict[str, Array]:
     """One sample: arrays by input name from an ``.npz``, or a prepared image."""
     if path.suffix.lower() == ".npz":
-        return check_arrays(inputs, read_npz(path))
+        return _checked(inputs, read_npz(path), str(path))
     pixels = read_image(path)
     if image is None:
         raise BadInput(
             f"{path}: this model does not say how an image becomes its input; give an .npz with "
             f"{', '.join(map(str, inputs))}, or return edgekit.Model(image=...) from the factory."
         )
-    return check_arrays(inputs, {image.name: image.prepare(pixels)})
+    return _checked(inputs, {image.name: image.prepare(pixels)}, str(path))
+
+
+def _checked(inputs: Sequence[TensorSpec], arrays: Arrays, origin: str) -> dict[str, Array]:
+    """Of many files, the error names the one that does not fit."""
+    try:
+        return check_arrays(inputs, arrays)
+    except BadInput as cause:
+        raise BadInput(f"{origin}: {cause}") from cause
+
+
+def stacked(
+    arrays: Mapping[str, Array], inputs: Sequence[TensorSpec], origin: str
+) -> tuple[dict[str, Array], ...]:
+    """Inputs stacked along their first axis, as samples of the batch that the model takes.
+
+    A named batch is taken at its smallest. Raises ``BadInput``.
+    """
+    missing = [spec.name for spec in inputs if spec.name not in arrays]
+    if missing:
+        raise BadInput(
+            f"{origin} has no array {missing[0]!r}; it holds {', '.join(arrays) or 'nothing'}, the "
+            f"model takes {', '.join(map(str, inputs))}."
+        )
+    counts = set()
+    for spec in inputs:
+        array = arrays[spec.name]
+        batch = spec.sizes()[0] if spec.shape else 1
+        if array.ndim != len(spec.shape) or not array.ndim or array.shape[0] % batch:
+            raise BadInput(
+                f"{origin}: {spec.name!r} is {array.dtype} {array.shape}; the model takes {spec}, "
+                "stacked along its first axis."
+            )
+        counts.add(array.shape[0] // batch)
+    if len(counts) != 1:
+        raise BadInput(f"{origin}: the inputs hold different numbers of samples: {sorted(counts)}.")
+    (count,) = counts
+    batches = {spec.name: spec.sizes()[0] for spec in inputs}
+    return tuple(
+        _checked(
+            inputs,
+            {
+                name: arrays[name][index * batch : (index + 1) * batch]
+                for name, batch in batches.items()
+            },
+            origin,
+        )
+        for index in range(count)
+    )
 
 
 _NOT_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError)  # RuntimeError: encrypted, or unknown

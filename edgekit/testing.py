@@ -6,8 +6,10 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,11 +19,13 @@ import numpy as np
 from edgekit.artifact import Artifact
 from edgekit.bundle import Bundle, write_bundle
 from edgekit.contract import Finding
+from edgekit.errors import LoweringFailed
 from edgekit.manifest import ArtifactEntry, Manifest
 from edgekit.program import Program, Reference
-from edgekit.recipe import FP32, Recipe
+from edgekit.recipe import FP32, INT8, Recipe
 from edgekit.spec import Array, Arrays, TensorSpec, check_arrays
 from edgekit.verify import prove
+from edgekit.widths import Bits, Store, places_to_json
 
 
 @dataclass
@@ -113,6 +117,122 @@ class ReplaySession:
                     for spec in self.outputs
                 }
         return {spec.name: np.zeros(spec.sizes(), spec.dtype) for spec in self.outputs}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recipe comes to when ``QuantizingBackend`` makes it.
+
+    ``drift`` is noise as a share of the outputs' own size: 0.1 is 20 dB. ``size`` is in bytes.
+    ``milliseconds`` is written into the provenance, for a race that believes it. An input whose
+    first value is above ``fails_above`` is answered with another class. ``refusal`` says why it
+    cannot be made, "" where it can.
+    """
+
+    drift: float = 0.0
+    size: int = 4000
+    milliseconds: float = 4.0
+    fails_above: float = math.inf
+    refusal: str = ""
+
+
+def _as_float(recipe: Recipe) -> Outcome:
+    return Outcome()
+
+
+@dataclass
+class QuantizingBackend:
+    """Drifts, weighs and takes as long as ``told`` for each recipe; quantizes nothing.
+
+    ``eager`` answers what is no sample of the model, such as labelled inputs. An artifact made
+    with ``any`` holds real int8 codes, of two layers ``first`` and ``head``, which its answers
+    depend on: a session can switch their widths.
+    """
+
+    told: Callable[[Recipe], Outcome] = _as_float
+    recipes: tuple[Recipe, ...] = (FP32, INT8)
+    eager: Callable[[Arrays], Mapping[str, Array]] | None = None
+    ops: frozenset[str] = frozenset({"linear"})
+    emulation: str = ""
+    name: str = "quantizing"
+    needs: tuple[str, ...] = ()
+    form: str = "concat"
+
+    def check(self, program: Program, recipe: Recipe) -> list[Finding]:
+        return []
+
+    def quantized_ops(self, recipe: Recipe) -> frozenset[str]:
+        return self.ops
+
+    def lower(self, program: Program, recipe: Recipe) -> Artifact:
+        """Raises ``LoweringFailed`` where it was told to."""
+        told = self.told(recipe)
+        if told.refusal:
+            raise LoweringFailed(told.refusal)
+        if recipe.width is not None:
+            raise LoweringFailed(f"{recipe.precision} is made from any, and not lowered to.")
+        codes = np.random.default_rng(0).integers(-127, 128, told.size).astype(np.int8)
+        files = {
+            "replay.npz": replay_file(program.reference),
+            "codes.bin": codes.tobytes(),
+            "told.json": json.dumps({**asdict(told), "sum": _weighted(codes)}).encode(),
+        }
+        provenance: dict[str, object] = {"milliseconds": told.milliseconds}
+        if recipe.switchable:
+            half = told.size // 2
+            places = [("first", 0, half), ("head", half, told.size - half)]
+            provenance["codes"] = places_to_json(
+                [
+                    {"layer": layer, "file": "codes.bin", "offset": offset, "count": count}
+                    for layer, offset, count in places
+                ]
+            )
+        ends = program.inputs, program.outputs
+        return Artifact(self.name, recipe, "replay.npz", files, *ends, provenance)
+
+    def open(self, artifact: Artifact, *, threads: int | None = None) -> QuantizingSession:
+        return QuantizingSession(artifact, self.eager)
+
+
+def _weighted(codes: Array) -> float:
+    """A sum that every code counts in, at its place."""
+    return float((codes.astype(np.float64) ** 2 * np.linspace(1, 2, len(codes))).sum())
+
+
+class QuantizingSession(ReplaySession):
+    """Answers as the eager model would, but for what it was told to get wrong."""
+
+    def __init__(
+        self, artifact: Artifact, eager: Callable[[Arrays], Mapping[str, Array]] | None
+    ) -> None:
+        super().__init__(artifact)
+        self._eager = eager
+        self._store: Store | None = None
+
+    def set_bits(self, bits: Bits) -> None:
+        """Derive the codes anew. Raises ``UsageError``."""
+        self._store = self._store or Store(self._artifact)
+        self._artifact = self._store.at(bits)
+
+    def _content(self, name: str) -> bytes:
+        content = self._artifact.files[name]
+        return content if isinstance(content, bytes) else content.read_bytes()
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
+        """Outputs by name. Raises ``BadInput``."""
+        feeds = check_arrays(self.inputs, arrays)
+        right = super().run(feeds) if self._eager is None else self._eager(feeds)
+        told = json.loads(self._content("told.json"))
+        codes = np.frombuffer(self._content("codes.bin"), np.int8)
+        kept = _weighted(codes) / told["sum"] if len(codes) else 1.0
+        noise = np.random.default_rng(1)
+        answers: dict[str, Array] = {}
+        for name, array in right.items():
+            size = math.sqrt(float((array**2).mean())) * told["drift"]
+            drifted = array * kept + size * noise.standard_normal(array.shape)
+            wrong = next(iter(feeds.values())).flat[0] > told["fails_above"]
+            answers[name] = (np.roll(drifted, 1, -1) if wrong else drifted).astype(array.dtype)
+        return answers
 
 
 def example_reference(count: int = 3) -> Reference:

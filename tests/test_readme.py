@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import edgekit
-from edgekit.cli import _parser
+from edgekit.arguments import parser
 from edgekit.registry import backend_names, find_backend, recipes_of
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ def test_its_commands_parse() -> None:
     ]
     assert len(commands) >= 6
     for words in commands:
-        _parser().parse_args(words)
+        parser().parse_args(words)
 
 
 def test_its_file_map_names_every_file() -> None:

@@ -2,6 +2,7 @@
 
     python tools/demo.py --data FOLDER -o FOLDER
 
+Ranges for int8 are measured on training images, and the gate judges on the first test images.
 Eager answers are computed here with torch; each artifact's by apps/classify, in its own process:
 10,000 images where the vendor's runtime runs, 1,000 where an interpreter stands in for it.
 """
@@ -29,6 +30,7 @@ Labels = NDArray[Any]
 ROOT = Path(__file__).parents[1]
 MODEL = "partialnet-nano"
 EMULATED_IMAGES = 1000  # an interpreter takes about a hundred times longer
+CALIBRATION_IMAGES = 512
 
 
 def edgekit_command(*words: str) -> Any:
@@ -66,6 +68,24 @@ def eager_answers(data: Path) -> tuple[Labels, Labels]:
     return scores.argmax(1).numpy(), labels
 
 
+def quantization_data(data: Path, folder: Path) -> tuple[Path, Path]:
+    """Training images to calibrate on and labelled test images to judge by, as two files."""
+    calibration, labelled = folder / "calibration.npz", folder / "labelled.npz"
+    folder.mkdir(parents=True, exist_ok=True)
+    images, _ = fashion_mnist.read(data, "train")
+    np.savez(calibration, images=fashion_mnist.prepare(images[:CALIBRATION_IMAGES]))
+    images, labels = (part[:EMULATED_IMAGES] for part in fashion_mnist.read(data, "test"))
+    prepared = fashion_mnist.prepare(images)
+    np.savez(labelled, images=prepared, labels=labels.astype(np.int64))
+    return calibration, labelled
+
+
+def _against_float(bundle: edgekit.Bundle, name: str) -> str:
+    """How often faster than the target's float artifact, timed against each other."""
+    speeds = [each.speed for each in bundle.tried() if each.artifact == name and each.speed]
+    return str(speeds[0]) if speeds else "-"
+
+
 def _p50(time: Any) -> str:
     """The median here, where the vendor's runtime is here."""
     if time is None:
@@ -77,20 +97,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Print each command as it runs, then the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--data", type=Path, default=fashion_mnist.FOLDER)
-    parser.add_argument("--precision", default="fp32,fp16")
+    parser.add_argument("--precision", default="fp32,fp16,int8")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/demo"))
     asked = parser.parse_args(arguments)
     out = str(asked.output)
     shutil.rmtree(asked.output, ignore_errors=True)
+    calibration, labelled = quantization_data(asked.data, asked.output.with_name("demo-data"))
     edgekit_command(
-        "export",
-        MODEL,
-        "--target",
-        "all",
-        "--precision",
-        asked.precision,
-        "-o",
-        out,
+        *("export", MODEL, "--target", "all", "--precision", asked.precision),
+        *("--calibration", str(calibration), "--labels", str(labelled), "-o", out),
     )
     proofs = {proof["artifact"]: proof for proof in edgekit_command("verify", out)}
     timed = {row["artifact"]: row for row in edgekit_command("profile", out, "--noisy-ok")}
@@ -115,12 +130,13 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{answers['top1']:.2%}",
                 f"{float((eager[:count] == truth[:count]).mean()):.2%}",
                 _p50(time),
+                _against_float(bundle, name),
                 size_text(artifact.size),
             )
         )
     header = (
         *("target", "precision", "proof", "max abs", "max rel", "images", "as eager"),
-        *("top-1", "eager", "p50", "size"),
+        *("top-1", "eager", "p50", "against float", "size"),
     )
     print(f"\n{MODEL} on the test images of Fashion-MNIST\n\n{table(header, rows)}")
     if any(row["noise"] for row in timed.values()):

@@ -10,9 +10,11 @@ from edgekit.artifact import Artifact
 from edgekit.contract import Finding, Option, Session
 from edgekit.errors import MissingRuntime, UsageError
 from edgekit.program import Program
-from edgekit.recipe import FP16, FP32, Recipe
+from edgekit.recipe import ANY, FP16, FP32, INT8, PRECISIONS, Recipe
 
-SUPPORTED = (FP16, FP32)
+# int8 alone computes in integers; the others are only smaller, in the order of what they keep.
+_SMALLER = ("int8-weights", "palette8", "palette6", "int4", "palette4", "palette2")
+SUPPORTED = (FP16, INT8, *(PRECISIONS[name] for name in _SMALLER), *ANY, FP32)
 MINIMUMS = ("iOS16", "iOS17", "iOS18")
 
 
@@ -38,6 +40,14 @@ class _Backend:
             )
         return replace(self, minimum=minimum)
 
+    def quantized_ops(self, recipe: Recipe) -> frozenset[str]:
+        """Ops of the captured graph whose inputs become integers; weights alone are not it."""
+        if not recipe.calibrated:
+            return frozenset()
+        from edgekit_coreml.quantizer import OPS
+
+        return OPS
+
     def check(self, program: Program, recipe: Recipe) -> list[Finding]:
         _require_coremltools()
         from edgekit_coreml.lower import findings_from_program
@@ -46,6 +56,10 @@ class _Backend:
 
     def lower(self, program: Program, recipe: Recipe) -> Artifact:
         _require_coremltools()
+        # coremltools finds the palettes of smaller weights with scikit-learn.
+        more = "torchao" if recipe.calibrated else "sklearn" if recipe.form == "palette" else ""
+        if more and find_spec(more) is None:
+            raise MissingRuntime(f"making coreml {recipe.precision}", more, extra="export")
         from edgekit_coreml.lower import artifact_from_program
 
         return artifact_from_program(program, recipe, self.minimum)

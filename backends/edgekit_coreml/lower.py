@@ -6,24 +6,36 @@ import json
 import tempfile
 import traceback
 import uuid
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from edgekit import evidence
+from edgekit import evidence, rounding
 from edgekit.artifact import Artifact
 from edgekit.contract import Finding
-from edgekit.errors import LoweringFailed, UnsupportedModel
+from edgekit.errors import EdgekitError, LoweringFailed, UnsupportedModel
 from edgekit.graph import first_line, node_source, op_name, quiet
 from edgekit.host import installed_version
 from edgekit.image import ImageInput
 from edgekit.program import Program
-from edgekit.recipe import FP32, Recipe
+from edgekit.recipe import FP16, Recipe
+from edgekit.selection import kept_nodes
 from edgekit.spec import Dim
+from edgekit.widths import places_to_json
 from edgekit_coreml import predict_on_mac
-from edgekit_coreml.names import LABEL, PROBABILITIES, Names, names_of, nodes_by_variable
+from edgekit_coreml.codes import places
+from edgekit_coreml.names import (
+    LABEL,
+    PROBABILITIES,
+    Names,
+    graph_name,
+    kept_operations,
+    names_of,
+    nodes_by_variable,
+)
 from edgekit_coreml.prepare import (
     WRONG,
     classes,
@@ -32,7 +44,17 @@ from edgekit_coreml.prepare import (
     is_supported,
     used_inputs,
 )
-from edgekit_coreml.quantize import compute_precision, coremltools
+from edgekit_coreml.quantize import (
+    Quantized,
+    compression_passes,
+    compute_precision,
+    conversion_passes,
+    coremltools,
+    oldest_that_holds,
+    palette_mode,
+    quantized_program,
+)
+from edgekit_coreml.scales import check_scales
 
 PACKAGE = "model.mlpackage"
 MAIN = f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel"
@@ -45,12 +67,17 @@ FEATURE_TYPES = {
 
 
 def findings_from_program(program: Program, recipe: Recipe, minimum: str) -> list[Finding]:
-    """Every op the converter lacks or gets wrong; if there is none, what its conversion says."""
+    """Every op the converter lacks or gets wrong; if there is none, what its conversion says.
+
+    A quantized recipe adds no op that could be lacking, so it is checked as float16.
+    """
+    oldest_that_holds(recipe, minimum)
+    recipe = FP16 if recipe.quantized else recipe
     exported = converter_program(program)
     if refused := _refused(exported):
         return refused
     try:
-        _convert(program, exported, recipe, minimum)
+        _convert(program, exported, recipe, minimum, ())
     except Exception as cause:  # the converter raises whatever it trips over
         node = _failing_node(cause, exported)
         reason = f"coremltools fails on it ({first_line(cause)}); write it with other ops"
@@ -100,30 +127,32 @@ def _failing_node(cause: BaseException, exported: Any) -> torch.fx.Node | None:
 
 
 def artifact_from_program(program: Program, recipe: Recipe, minimum: str) -> Artifact:
-    """Convert, describe, save the same bytes each time.
+    """Convert, quantize, describe, save the same bytes each time.
 
-    Raises ``UnsupportedModel`` or ``LoweringFailed``.
+    Raises ``UnsupportedModel``, ``LoweringFailed`` or ``UsageError``.
     """
-    exported = converter_program(program)
-    if refused := _refused(exported):
+    oldest_that_holds(recipe, minimum)
+    if refused := _refused(converter_program(program)):
         raise UnsupportedModel("coreml", refused)
-    try:
-        model = _convert(program, exported, recipe, minimum)
-    except Exception as cause:  # the converter raises whatever it trips over
-        if refused := findings_from_program(program, recipe, minimum):
-            raise UnsupportedModel("coreml", refused) from cause
-        advice = "" if recipe == FP32 else " Try --precision fp32."
-        raise LoweringFailed(
-            f"coremltools could not convert the model: {first_line(cause)}{advice}"
-        ) from cause
+    kept = kept_nodes(program, recipe)
+    quantized = (
+        quantized_program(program, recipe, kept) if recipe.calibrated else Quantized(program, {})
+    )
+    exported = converter_program(quantized.program)
+    # What stays float is decided in the graph, or by the passes over the converted program.
+    model = _converted(program, exported, recipe, minimum, () if recipe.calibrated else kept)
     spec = model.get_spec()
+    if recipe.calibrated:
+        check_scales(spec, recipe)
     features, image = _features(program, spec), image_of(program)
     _describe(spec, program)
+    files = _package(model, spec)
+    nodes = nodes_by_variable(spec, exported, names_of(program, exported).outputs)
     return Artifact(
         target="coreml",
         recipe=recipe,
         main=MAIN,
-        files={**_package(model, spec), **_scripts()},
+        files={**files, **_scripts(recipe)},
         inputs=program.inputs,
         outputs=program.outputs,
         provenance={
@@ -131,14 +160,64 @@ def artifact_from_program(program: Program, recipe: Recipe, minimum: str) -> Art
             "specification": spec.specificationVersion,
             "features": features,
             "image": image.to_json() if image else None,
-            "nodes": nodes_by_variable(spec, exported, names_of(program, exported).outputs),
+            "nodes": {**nodes, **_folded(spec, quantized, nodes)},
             "used": used_inputs(exported, program.inputs),
-            "versions": {name: installed_version(name) for name in ("torch", "coremltools")},
+            "versions": {name: installed_version(name) for name in _tools(recipe)},
+            **({"palette": palette_mode(program, recipe)} if recipe.form == "palette" else {}),
+            **(_codes(spec, exported, files) if recipe.switchable else {}),
         },
     )
 
 
-def _convert(program: Program, exported: Any, recipe: Recipe, minimum: str) -> Any:
+def _converted(
+    program: Program, exported: Any, recipe: Recipe, minimum: str, kept: Collection[str]
+) -> Any:
+    try:
+        return _convert(program, exported, recipe, minimum, kept)
+    except EdgekitError:
+        raise
+    except Exception as cause:  # the converter raises whatever it trips over
+        if refused := findings_from_program(program, recipe, minimum):
+            raise UnsupportedModel("coreml", refused) from cause
+        advice = "" if recipe.precision == "fp32" else " Try --precision fp32."
+        raise LoweringFailed(
+            f"coremltools could not convert the model: {first_line(cause)}{advice}"
+        ) from cause
+
+
+def _tools(recipe: Recipe) -> tuple[str, ...]:
+    return ("torch", "coremltools", *(("torchao",) if recipe.calibrated else ()))
+
+
+def _codes(spec: Any, exported: Any, files: dict[str, bytes]) -> dict[str, object]:
+    weights = (WEIGHTS, files.get(WEIGHTS, b""))
+    found = places(spec, exported, (MAIN, files[MAIN]), weights)
+    if not found:
+        raise LoweringFailed(
+            "no layer of the model becomes int8 for coreml, so there is nothing to run at several "
+            "bit-widths; keep fewer layers float, or choose --precision fp16."
+        )
+    return {"codes": places_to_json(found)}
+
+
+def _folded(spec: Any, quantized: Quantized, nodes: Mapping[str, str]) -> dict[str, str]:
+    """The batch norm that each variable stands for whose convolution took it in."""
+    made_by = {
+        output.name: nodes.get(output.name) or graph_name(output.name)
+        for function in spec.mlProgram.functions.values()
+        for operation in function.block_specializations[function.opset].operations
+        for output in operation.outputs
+    }
+    return {
+        variable: quantized.folded[node]
+        for variable, node in made_by.items()
+        if node in quantized.folded
+    }
+
+
+def _convert(
+    program: Program, exported: Any, recipe: Recipe, minimum: str, kept: Collection[str]
+) -> Any:
     """The MLModel. In two steps, since in one a classifier cannot have typed outputs."""
     target = getattr(coremltools.target, minimum)
     labelled = classes(program) is not None
@@ -155,16 +234,18 @@ def _convert(program: Program, exported: Any, recipe: Recipe, minimum: str) -> A
             convert_to="milinternal",
             minimum_deployment_target=target,
             compute_precision=compute_precision(recipe),
+            pass_pipeline=conversion_passes(recipe),
             inputs=_input_types(program, names),
             outputs=outputs,
         )
         for function in internal.functions.values():
             function.output_types = None  # they are set; kept, they would count the label too
+        operations = kept_operations(internal, program, kept, names, exported)
         return coremltools.convert(
             internal,
             convert_to="mlprogram",
             minimum_deployment_target=target,
-            pass_pipeline=coremltools.PassPipeline.EMPTY,
+            pass_pipeline=compression_passes(program, recipe, operations),
             classifier_config=coremltools.ClassifierConfig(
                 list(program.labels),
                 predicted_feature_name=LABEL,
@@ -271,7 +352,9 @@ def _item(name: str, description: str) -> dict[str, str]:
     }
 
 
-def _scripts() -> dict[str, bytes]:
+def _scripts(recipe: Recipe) -> dict[str, bytes]:
     """What closes the loop on a Mac."""
     sources = {"predict_on_mac.py": predict_on_mac.__file__, "evidence.py": evidence.__file__}
+    if recipe.switchable:
+        sources["rounding.py"] = rounding.__file__
     return {name: Path(str(path)).read_bytes() for name, path in sources.items()}

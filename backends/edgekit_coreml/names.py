@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgekit.errors import LoweringFailed
 from edgekit.program import Program
 
 LABEL = "classLabel"
@@ -78,3 +79,52 @@ def nodes_by_variable(spec: Any, exported: Any, outputs: Sequence[str]) -> dict[
         if name not in nodes and node in nodes and node not in shown:
             found[variable] = node
     return found
+
+
+def kept_operations(
+    internal: Any, program: Program, kept: Collection[str], names: Names, exported: Any
+) -> list[str]:
+    """The operations that the graph nodes ``kept`` became in the converter's own program.
+
+    A node without weights may have become none. Raises ``LoweringFailed`` where one with weights
+    did, since it could not stay float.
+    """
+    returned = dict(zip(names.outputs, _results(exported), strict=False))
+    by_node: dict[str, list[str]] = {}  # an output's node is the operation, and then a cast
+    for function in internal.functions.values():
+        for operation in function.operations:
+            for output in operation.outputs:
+                if operation.op_type != "const":
+                    node = returned.get(output.name) or graph_name(output.name)
+                    for name in {node, node.removesuffix("_0")}:  # made a name of its own
+                        by_node.setdefault(name, []).append(operation.name)
+    found: list[str] = []
+    for node in program.exported.graph.nodes:
+        if node.name in kept:
+            known = next((one for one in _merged_into(program, node) if one in by_node), None)
+            if known is None and _has_weights(program, node):
+                raise LoweringFailed(
+                    f"{node.name!r} was to stay float, and coremltools merged it into another "
+                    "operation; keep its neighbours float too, or choose --precision fp16."
+                )
+            found += by_node[known] if known is not None else []
+    return sorted(set(found))
+
+
+def _merged_into(program: Program, node: Any) -> Iterator[str]:
+    """The names that a layer may go by: what it is scaled, shifted or normed by goes into it."""
+    yield node.name
+    weighted = _has_weights(program, node)
+    while weighted and len(node.users) == 1:
+        (node,) = node.users
+        if not str(node.target).startswith(_MERGED):
+            return
+        yield node.name
+
+
+_MERGED = ("aten.batch_norm", "aten.mul", "aten.div", "aten.add", "aten.sub")
+
+
+def _has_weights(program: Program, node: Any) -> bool:
+    parameters = program.exported.graph_signature.inputs_to_parameters
+    return any(one.name in parameters for one in node.all_input_nodes)

@@ -9,14 +9,22 @@ loads ``model.mlpackage`` for the CPU alone, with the GPU, with the Neural Engin
 three, predicts the bundle's samples, compares every number with the eager model's, and writes
 ``on-device.json`` (one proof for each) and ``perf.json`` (the fastest that is proven) beside it.
 Exit code: 0 all are proven, 1 one is not, 3 not possible here, 4 damaged bundle.
+
+    python3 predict_on_mac.py --bits 4            (or 4,head=8: widths of layers)
+
+runs a package that was exported for any bit-width at another one: it rewrites the weights' codes in
+a copy, prints how far the answers are from the eager model's, and writes and demands nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import platform
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -143,7 +151,9 @@ class Edges:
         if said[0] in self._labels:
             behind = scores[0][best] - scores[0][self._labels.index(said[0])]
             # The two are rounded apart: where the scores decide nothing, either is right.
-            if behind <= self._shipped.limits.max_rel_error * np.ptp(scores[0]):
+            limits = self._shipped.limits
+            allowed = limits.undecided or limits.max_rel_error or 0.0
+            if behind <= allowed * np.ptp(scores[0]):
                 return ""
         return f"The label is {said[0]!r}, the best score is that of {self._labels[best]!r}."
 
@@ -175,8 +185,11 @@ def picture(array: Array, image: Mapping[str, Any]) -> Any:
 class Unit:
     """The package on one compute unit: each sample's answer, a proof, the time of a run."""
 
-    def __init__(self, shipped: evidence.Shipped, coremltools: Any, name: str) -> None:
+    def __init__(
+        self, shipped: evidence.Shipped, coremltools: Any, name: str, package: Path
+    ) -> None:
         self._shipped, self._tools, self._name = shipped, coremltools, name
+        self._package = package
         self._edges = Edges(shipped)
 
     def trial(self, device: Mapping[str, object], runs: int) -> evidence.Trial:
@@ -197,16 +210,15 @@ class Unit:
         got = [None if each is None else self._edges.answer(each) for each in answers]
         proof = self._shipped.prove(got, host, notes, [*filter(None, dict.fromkeys(failures))])
         times: list[float] = []
-        if proof["passed"]:
+        if proof["passed"] and runs:
             times = self._time(model, next(feed for feed in feeds if feed is not None), runs)
         more = {"compute_unit": self._name}
         return evidence.Trial(self._name, proof, times, load_ms, more)
 
     def _load(self) -> Any:
-        package = self._shipped.folder / PACKAGE
         try:
             unit = getattr(self._tools.ComputeUnit, self._name)
-            return self._tools.models.MLModel(str(package), compute_units=unit)
+            return self._tools.models.MLModel(str(self._package), compute_units=unit)
         except Exception as cause:  # coremltools raises plain Exception
             raise evidence.NotPossible(f"Core ML could not load the package: {cause}") from cause
 
@@ -238,10 +250,7 @@ def _notes(feeds: Sequence[object]) -> list[str]:
 
 def _prove(folder: Path, runs: int) -> int:
     shipped = evidence.open_shipped(folder)
-    coremltools = core_ml()
-    device = describe(str(coremltools.__version__))
-    print(f"{device['processor']}, macOS {device['macos']}")
-    trials = [Unit(shipped, coremltools, name).trial(device, runs) for name in UNITS]
+    trials = _trials(shipped, folder / PACKAGE, runs)
     code = evidence.conclude(shipped, trials)
     timed = [trial for trial in trials if trial.times_ms]
     if timed:
@@ -250,12 +259,78 @@ def _prove(folder: Path, runs: int) -> int:
     return code
 
 
+def _trials(shipped: evidence.Shipped, package: Path, runs: int) -> list[evidence.Trial]:
+    coremltools = core_ml()
+    device = describe(str(coremltools.__version__))
+    print(f"{device['processor']}, macOS {device['macos']}")
+    units = [Unit(shipped, coremltools, name, package) for name in UNITS]
+    return [unit.trial(device, runs) for unit in units]
+
+
+def layer_widths(layers: Sequence[str], text: str) -> dict[str, int]:
+    """The width of each layer by ``4`` or ``4,head=8``; the longest name that it lies in decides.
+
+    Raises ``NotPossible`` for what is not understood, or no layer.
+    """
+    asked = {"": 8}
+    for part in text.split(","):
+        name, _, width = part.rpartition("=")
+        if width not in ("8", "6", "4", "2"):
+            raise evidence.NotPossible(f"--bits {part!r}: there are 8, 6, 4 and 2, or LAYER=WIDTH.")
+        asked[name] = int(width)
+
+    def holds(name: str, layer: str) -> bool:
+        return name in ("", layer) or layer.startswith(f"{name}.")
+
+    for name in asked:
+        if not any(holds(name, layer) for layer in layers):
+            raise evidence.NotPossible(
+                f"there is no layer {name!r}; there is: {', '.join(layers)}."
+            )
+    names = {layer: [name for name in asked if holds(name, layer)] for layer in layers}
+    return {layer: asked[max(inside, key=len)] for layer, inside in names.items()}
+
+
+def _show(folder: Path, text: str) -> int:
+    """Predict with the codes at other widths, and say what was found."""
+    shipped = evidence.open_shipped(folder)
+    codes = shipped.entry["provenance"].get("codes")
+    if codes is None:
+        raise evidence.NotPossible(f"{folder.name} has one bit-width; leave --bits out.")
+    places = codes["places"]
+    widths = layer_widths(list(dict.fromkeys(place["layer"] for place in places)), text)
+    rounding = importlib.import_module("edgekit.rounding" if __package__ else "rounding")
+    files = {name: (folder / name).read_bytes() for name in {each["file"] for each in places}}
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copytree(folder / PACKAGE, Path(scratch) / PACKAGE)
+        for name, content in rounding.rewritten(files, places, widths, codes["rounding"]).items():
+            (Path(scratch) / name).write_bytes(content)
+        trials = _trials(shipped, Path(scratch) / PACKAGE, 0)
+    for trial in trials:
+        ran = trial.proof["samples"] > 0  # without samples every measure is that of no error
+        found = [_found(each) for each in trial.proof["outputs"] if ran]
+        print(f"{trial.name} at --bits {text}: {'; '.join(found or trial.proof['failures'])}")
+    ran_somewhere = any(trial.proof["samples"] for trial in trials)
+    return 0 if ran_somewhere else evidence.NotPossible.exit_code
+
+
+def _found(output: Mapping[str, Any]) -> str:
+    named = {"sqnr_db": "SQNR in dB", "top1_agreement": "top-1 agreement", "equal": "equal"}
+    held = [f"{what} {output[key]:.4g}" for key, what in named.items() if output[key] is not None]
+    exact = output["sqnr_db"] is None and output["equal"] is None
+    return f"{output['output']}: {', '.join(['no error'] * exact + held)}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the options and do the work; every failure is a sentence and an exit code."""
     command = argparse.ArgumentParser(description="Prove and time the Core ML package on this Mac.")
     command.add_argument("--runs", type=evidence.positive, default=100, help="default: 100")
+    command.add_argument("--bits", help="another bit-width: 6, 4 or 2, or of layers: 4,head=8")
     options = command.parse_args(arguments)
-    return evidence.run_script(lambda: _prove(Path(__file__).resolve().parent, options.runs))
+    folder = Path(__file__).resolve().parent
+    if options.bits is not None:
+        return evidence.run_script(lambda: _show(folder, options.bits))
+    return evidence.run_script(lambda: _prove(folder, options.runs))
 
 
 if __name__ == "__main__":

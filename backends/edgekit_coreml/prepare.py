@@ -77,6 +77,8 @@ WRONG = dict.fromkeys(
 
 def is_supported(node: torch.fx.Node) -> bool:
     """Whether the converter has a function for what a graph node calls."""
+    if getattr(node.target, "namespace", "") == "quantized_decomposed":
+        return True  # registered under its full name, and asked for without the namespace
     try:
         return bool(is_torch_fx_node_supported(node))
     except AssertionError:  # it takes ``&``, __and__, for an op that writes into its input

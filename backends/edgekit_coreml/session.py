@@ -12,6 +12,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import BadInput, RuntimeFailed
 from edgekit.image import ImageInput
 from edgekit.spec import Array, Arrays, TensorSpec, check_arrays
+from edgekit.widths import Bits, Store
 from edgekit_coreml.interpreter import Interpreter
 from edgekit_coreml.names import graph_name
 from edgekit_coreml.package import Block, Package
@@ -32,6 +33,7 @@ class InterpreterSession:
         self._declared: set[str] = set()  # features that the package takes
         self._read: set[str] = set()  # those of them that it does anything with
         self._interpreter: Interpreter | None = None
+        self._store: Store | None = None  # of the codes, once another bit-width was asked for
         self.cause = ""
 
     @property
@@ -66,6 +68,17 @@ class InterpreterSession:
             for name in self._used
             if self._features[f"input.{name}"] not in self._read
         )
+
+    def set_bits(self, bits: Bits) -> None:
+        """Run at ``bits`` from now on, by rewriting the codes in memory.
+
+        Raises ``UsageError`` where the package has one bit-width, or not that one.
+        """
+        if self._store is None:
+            self._store = Store(self._artifact)
+        self._artifact = self._store.at(bits)
+        if self._interpreter is not None:
+            self.__enter__()
 
     def __enter__(self) -> Self:
         files = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from edgekit.artifact import Artifact
 from edgekit.contract import Finding, Session
 from edgekit.program import Program
-from edgekit.recipe import FP16, FP32, Recipe
+from edgekit.recipe import ANY, FP16, FP32, INT8, PRECISIONS, Recipe
 
-SUPPORTED = (FP32, FP16)
+SUPPORTED = (FP32, INT8, *ANY, PRECISIONS["int4"], FP16)
 
 
 class _Backend:
@@ -20,6 +20,13 @@ class _Backend:
         from edgekit_executorch.lower import findings_from_program
 
         return findings_from_program(program, recipe)
+
+    def quantized_ops(self, recipe: Recipe) -> frozenset[str]:
+        from edgekit_executorch.annotate import INTEGER_OPS
+
+        if recipe.weights == "int4":
+            return frozenset({"linear"})
+        return INTEGER_OPS if recipe.calibrated else frozenset()
 
     def lower(self, program: Program, recipe: Recipe) -> Artifact:
         from edgekit_executorch.lower import artifact_from_program

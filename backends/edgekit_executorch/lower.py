@@ -20,6 +20,8 @@ from edgekit.host import installed_version
 from edgekit.program import Program
 from edgekit.recipe import FP32, Recipe
 from edgekit.repairs import with_pool_strides
+from edgekit.widths import places_to_json
+from edgekit_executorch.codes import places_of_codes
 from edgekit_executorch.quantize import program_in_precision
 
 with quiet():  # they log about hardware that is not here
@@ -29,6 +31,7 @@ with quiet():  # they log about hardware that is not here
     from executorch.runtime import Runtime
 
 MAIN = "model.pte"
+_TOOLS = ("torch", "executorch", "torchao")
 
 # How to keep an op inside the delegate, measured in README.md here.
 REMEDIES = {
@@ -88,13 +91,12 @@ class _Recorder(XnnpackPartitioner):  # type: ignore[misc]  # untyped base
 def findings_from_program(program: Program, recipe: Recipe) -> list[Finding]:
     """Ops outside the delegate, and those that the runtime has no kernel for at all."""
     recorder = _Recorder(stop=True)
-    _edge(program, recipe, recorder)
+    _edge(program_in_precision(program, recipe), recipe, recorder)
     return [_at_home(finding, program) for finding in recorder.findings]
 
 
-def _edge(program: Program, recipe: Recipe, recorder: _Recorder) -> Any:
+def _edge(exported: ExportedProgram, recipe: Recipe, recorder: _Recorder) -> Any:
     """ExecuTorch's edge program with its delegates; None where the recorder stopped it."""
-    exported = program_in_precision(program, recipe)
     try:
         with quiet():
             return to_edge_transform_and_lower(
@@ -146,7 +148,8 @@ def _kernel(node: torch.fx.Node) -> str | None:
 def artifact_from_program(program: Program, recipe: Recipe) -> Artifact:
     """Lower through the XNNPACK partitioner. Raises ``UnsupportedModel`` or ``LoweringFailed``."""
     recorder = _Recorder(stop=False)
-    edge = _edge(program, recipe, recorder)
+    exported = program_in_precision(program, recipe)
+    edge = _edge(exported, recipe, recorder)
     if recorder.refused:
         refused = [_at_home(finding, program) for finding in recorder.refused]
         raise UnsupportedModel("executorch", refused)
@@ -156,19 +159,32 @@ def artifact_from_program(program: Program, recipe: Recipe) -> Artifact:
     except Exception as cause:  # the converter has no error classes of its own
         raise _failed(cause, recipe) from cause
     calls = [op_name(node) for node in edge.exported_program().graph.nodes]
+    content = bytes(lowered.buffer)
     return Artifact(
         target="executorch",
         recipe=recipe,
         main=MAIN,
-        files={MAIN: bytes(lowered.buffer)},
+        files={MAIN: content},
         inputs=program.inputs,
         outputs=program.outputs,
         provenance={
             "delegates": calls.count("executorch_call_delegate"),
             "outside": dict(sorted(Counter(finding.op for finding in recorder.findings).items())),
-            "versions": {name: installed_version(name) for name in ("torch", "executorch")},
+            "versions": {name: installed_version(name) for name in _TOOLS},
+            **(_codes(content, exported, program) if recipe.switchable else {}),
         },
     )
+
+
+def _codes(content: bytes, exported: ExportedProgram, program: Program) -> dict[str, object]:
+    """Where the weights' codes lie, for artifacts whose width can be switched."""
+    places, shared = places_of_codes(content, exported, program, MAIN)
+    if not places:
+        raise LoweringFailed(
+            "none of the model's weights is made of integers, so there is no width to switch; "
+            "use --precision fp32, or take names out of keep-float."
+        )
+    return {"codes": places_to_json(places), **({"same_codes": shared} if shared else {})}
 
 
 def _failed(cause: Exception, recipe: Recipe) -> LoweringFailed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import RuntimeFailed
 from edgekit.graph import quiet
 from edgekit.spec import Array, Arrays, TensorSpec, check_arrays
+from edgekit.widths import Store
 
 with quiet():
     from executorch.extension.pybindings import portable_lib
@@ -70,6 +71,7 @@ class ExecutorchSession:
         self._program: Any = None
         self._method: Any = None
         self._ran = False
+        self._store: Store | None = None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -79,11 +81,24 @@ class ExecutorchSession:
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self._artifact.outputs
 
+    def set_bits(self, bits: int | Mapping[str, int]) -> None:
+        """Run at ``bits`` from now on, from memory. Raises ``UsageError`` or ``UnknownName``."""
+        self._store = self._store or Store(self._artifact)
+        self._artifact = self._store.at(bits)
+        if self._method is not None:
+            self._close()
+            self._load()
+
     def __enter__(self) -> Self:
+        self._load()
+        return self
+
+    def _load(self) -> None:
         source = self._artifact.source
         with _translated("load the program"):
-            if self._threads is not None:
-                # The thread pool is one for the whole process.
+            # The thread pool is one for the whole process, and to replace it takes it away from
+            # sessions that are open.
+            if self._threads not in (None, portable_lib._threadpool_get_thread_count()):
                 portable_lib._unsafe_reset_threadpool(self._threads)
             # The program is kept: a method whose program is gone crashes.
             self._program = Runtime.get().load_program(
@@ -91,7 +106,6 @@ class ExecutorchSession:
                 verification=Verification.InternalConsistency,
             )
             self._method = self._program.load_method("forward")
-        return self
 
     def __exit__(
         self,
@@ -99,7 +113,11 @@ class ExecutorchSession:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._method = self._program = None
+        self._ran = False
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Outputs by name. Raises ``BadInput`` or ``RuntimeFailed``."""

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 from edgekit.artifact import Artifact
 from edgekit.contract import Finding, Session
 from edgekit.errors import MissingRuntime
 from edgekit.program import Program
-from edgekit.recipe import FP16, FP32, Recipe
+from edgekit.recipe import ANY, FP16, FP32, INT8, PRECISIONS, Recipe
 
-SUPPORTED = (FP32, FP16)
+# What is right in integers depends on the processor; "vnni" says so, and --cpu chooses.
+_SMALLER = (FP16, PRECISIONS["int8-weights"], PRECISIONS["int4"])
+SUPPORTED = (
+    FP32,
+    replace(INT8, cpu="vnni"),
+    *_SMALLER,
+    *(replace(recipe, cpu="vnni") for recipe in ANY),
+)
+_PRODUCTS = frozenset({"conv1d", "conv2d", "conv3d", "linear", "addmm"})
+_LIGHT = frozenset({"relu", "relu6", "hardtanh", "add", "cat", "max_pool2d", "avg_pool2d"})
 
 
 class _Backend:
@@ -30,6 +40,11 @@ class _Backend:
         from edgekit_ort.lower import artifact_from_program
 
         return artifact_from_program(program, recipe)
+
+    def quantized_ops(self, recipe: Recipe) -> frozenset[str]:
+        if not recipe.quantized:
+            return frozenset()
+        return _PRODUCTS | _LIGHT if recipe.calibrated else _PRODUCTS
 
     def open(self, artifact: Artifact, *, threads: int | None = None) -> Session:
         from edgekit_ort.session import OrtSession

@@ -10,9 +10,9 @@ from edgekit.artifact import Artifact
 from edgekit.contract import Finding, Option, Session
 from edgekit.errors import MissingRuntime, UsageError
 from edgekit.program import Program
-from edgekit.recipe import FP16, FP32, Recipe
+from edgekit.recipe import ANY, FP16, FP32, INT8, PRECISIONS, Recipe
 
-SUPPORTED = (FP16, FP32)
+SUPPORTED = (FP16, INT8, PRECISIONS["int4"], *ANY, FP32)
 # 10.3 is JetPack 6's. What each takes is in versions.py.
 VERSIONS = ("10.3", "10.13", "11", "rtx")
 
@@ -64,6 +64,12 @@ class _Backend:
         from edgekit_tensorrt.lower import findings_from_program
 
         return findings_from_program(program, recipe, self.settings)
+
+    def quantized_ops(self, recipe: Recipe) -> frozenset[str]:
+        """Those with constant weights; of attention neither product is quantized."""
+        products = frozenset({"linear", "matmul", "mm", "addmm"})
+        convolutions = frozenset({"conv1d", "conv2d", "conv3d"})
+        return products | convolutions if recipe.calibrated else products
 
     def lower(self, program: Program, recipe: Recipe) -> Artifact:
         _require_onnx()

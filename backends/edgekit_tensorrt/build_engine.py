@@ -8,6 +8,8 @@ It needs Python 3.10, numpy and TensorRT's own Python module, all of which JetPa
 ``model.<device>.engine`` from ``model.onnx``, runs the bundle's samples, compares every number with
 the eager model's, and writes ``on-device.json`` and ``perf.json`` beside it. An engine that answers
 wrongly is not kept. Exit code: 0 proven, 1 not proven, 3 not possible here, 4 damaged bundle.
+A model exported with ``--precision any`` can be built at fewer bits: ``--bits 4``, and by layer
+``--bits 4,head=8``. Such an engine is kept, and how far it is off is printed and not judged.
 
 ``build`` and ``Engine`` do the same from Python, with ``tensorrt`` 10.3 to 11.4 and with
 ``tensorrt_rtx`` 1.7. Members of enums are used by name: their numbers differ between versions.
@@ -463,14 +465,54 @@ def _text(path: str) -> str:
         return ""
 
 
+def bits(text: str) -> dict[str, int]:
+    """An option's value: ``4``, or ``4,head=8``; "" are the layers that are not named."""
+    asked = {"": 8}
+    for part in text.split(","):
+        name, _, width = part.rpartition("=")
+        if width not in ("8", "6", "4", "2"):
+            raise argparse.ArgumentTypeError(f"{part!r} is no width: 8, 6, 4, 2, or head=8")
+        asked[name] = int(width)
+    return asked
+
+
+def at_bits(onnx: bytes, codes: Mapping[str, Any], asked: Mapping[str, int]) -> bytes:
+    """The model with its 8-bit codes rounded to other widths, at the scales they have.
+
+    ``codes`` is what the manifest says of them. A name in ``asked`` means a layer and those
+    inside it. Raises ``NotPossible``.
+    """
+    rounding = importlib.import_module("edgekit.rounding" if __package__ else "rounding")
+    widths = {}
+    for layer in dict.fromkeys(place["layer"] for place in codes["places"]):
+        names = [name for name in asked if not name or f"{layer}.".startswith(f"{name}.")]
+        widths[layer] = asked[max(names, key=len)]
+    for name in asked:
+        if name and not any(f"{layer}.".startswith(f"{name}.") for layer in widths):
+            known = ", ".join(widths)
+            raise evidence.NotPossible(f"there is no layer {name!r} with codes; there is: {known}.")
+    files = {place["file"]: onnx for place in codes["places"]}
+    changed: dict[str, bytes] = rounding.rewritten(
+        files, codes["places"], widths, codes["rounding"]
+    )
+    return changed.popitem()[1]
+
+
 def _build_and_prove(folder: Path, options: argparse.Namespace) -> int:
     shipped = evidence.open_shipped(folder)
+    model = folder / shipped.entry["main"]
+    content = model.read_bytes()
+    if options.bits:
+        if "codes" not in shipped.entry["provenance"]:
+            raise evidence.NotPossible(
+                f"{folder.name} has one bit-width; export the model with --precision any for more."
+            )
+        content = at_bits(content, shipped.entry["provenance"]["codes"], options.bits)
     cuda, trt = Cuda(), bindings()
     device = describe(cuda, trt)
-    model = folder / shipped.entry["main"]
     began = time.perf_counter()
     plan = build(
-        model.read_bytes(),
+        content,
         profiles_of(shipped.manifest["inputs"]),
         workspace_mb=options.workspace_mb,
         path=model,
@@ -478,8 +520,13 @@ def _build_and_prove(folder: Path, options: argparse.Namespace) -> int:
     )
     print(f"Built in {time.perf_counter() - began:.1f} s for {device['processor']}.")
     slug = re.sub(r"[^a-z0-9]+", "-", str(device["processor"]).lower()).strip("-")
+    narrow = [f"{name}{width}" for name, width in (options.bits or {}).items()]
+    slug += f".bits-{'-'.join(narrow)}" if narrow else ""
     place = model.with_name(f"{model.stem}.{slug}.engine")
-    code = 0 if options.engine_only else _prove(shipped, plan, device, trt, options.runs)
+    judged = set((options.bits or {"": 8}).values()) == {8}
+    code = 0
+    if not options.engine_only:
+        code = _prove(shipped, plan, device, trt, options.runs, judged=judged)
     if code:
         print(f"{place.name} was not kept.", file=sys.stderr)
     else:
@@ -489,9 +536,15 @@ def _build_and_prove(folder: Path, options: argparse.Namespace) -> int:
 
 
 def _prove(
-    shipped: evidence.Shipped, plan: bytes, device: Mapping[str, object], trt: Any, runs: int
+    shipped: evidence.Shipped,
+    plan: bytes,
+    device: Mapping[str, object],
+    trt: Any,
+    runs: int,
+    *,
+    judged: bool,
 ) -> int:
-    """Run the samples, compare, time; write and print what was found."""
+    """Run the samples, compare, time; write what was found, if it is to be judged, and print it."""
     began = time.perf_counter()
     with Engine(plan, trt) as opened:
         load_ms = 1e3 * (time.perf_counter() - began)
@@ -499,16 +552,30 @@ def _prove(
         got = [shipped.as_declared(answer) for answer in answers]
         proof = shipped.prove(got, device)
         times = Times([], [])
-        if proof["passed"]:
+        if proof["passed"] or not judged:
             times = opened.time(shipped.samples[0], runs)
     name = str(device["processor"])
     trial = evidence.Trial(name, proof, times.with_copies, load_ms, {"gpu_times_ms": times.gpu})
-    code = evidence.conclude(shipped, [trial])
+    code = evidence.conclude(shipped, [trial]) if judged else _show(trial)
     if times.gpu:
         print(
             f"p50 without the copies from and to numpy: {evidence.percentile(times.gpu, 50):.3f} ms"
         )
     return code
+
+
+def _show(trial: evidence.Trial) -> int:
+    """Print how far an engine of fewer bits is off. Limits are for the widest one."""
+    for output in trial.proof["outputs"]:
+        noise, same = output["sqnr_db"], output["top1_agreement"]
+        told = [f"largest error {output['max_abs_error']:.1e}"]
+        told += [] if noise is None else [f"SQNR {noise:.1f} dB"]
+        told += [] if same is None else [f"top-1 agreement {100 * same:.1f} %"]
+        print(f"{output['output']}: {', '.join(told)}")
+    for failure in trial.proof["failures"]:
+        print(f"Beyond the limits for 8 bits: {failure}")
+    print(f"p50 {evidence.percentile(trial.times_ms, 50):.3f} ms")
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -521,6 +588,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     command.add_argument(
         "--runs", type=evidence.positive, default=100, help="timed runs (default: 100)"
+    )
+    command.add_argument(
+        "--bits", type=bits, help="of a model exported with any: 8, 6, 4 or 2, or 4,head=8"
     )
     command.add_argument("--engine-only", action="store_true", help="build, and prove nothing")
     options = command.parse_args(arguments)

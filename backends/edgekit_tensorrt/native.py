@@ -14,6 +14,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import RuntimeFailed
 from edgekit.evidence import NotPossible
 from edgekit.spec import Array, Arrays, TensorSpec, check_arrays
+from edgekit.widths import Bits, Store
 from edgekit_tensorrt import build_engine
 
 
@@ -44,6 +45,7 @@ class EngineSession:
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
+        self._store: Store | None = None  # of the codes, once another bit-width was asked for
         self._engine: build_engine.Engine | None = None
 
     @property
@@ -72,6 +74,15 @@ class EngineSession:
         if self._engine is not None:
             self._engine.__exit__(kind, error, trace)
             self._engine = None
+
+    def set_bits(self, bits: Bits) -> None:
+        """Run at ``bits`` from now on: an engine is built for it. Raises ``UsageError``."""
+        if self._store is None:
+            self._store = Store(self._artifact)
+        self._artifact = self._store.at(bits)
+        if self._engine is not None:
+            self.__exit__(None, None, None)
+            self.__enter__()
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Outputs by name. Raises ``BadInput`` or ``RuntimeFailed``."""

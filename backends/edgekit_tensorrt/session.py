@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from edgekit.artifact import Artifact
 from edgekit.errors import RuntimeFailed
 from edgekit.spec import Array, Arrays, TensorSpec, check_arrays
+from edgekit.widths import Bits, Store
 from edgekit_tensorrt.faults import faults_of
 from edgekit_tensorrt.interpreter import NetworkInterpreter
 from edgekit_tensorrt.processes import parse_onnx
@@ -22,6 +23,7 @@ class NetworkSession:
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
+        self._store: Store | None = None  # of the codes, once another bit-width was asked for
         self._interpreter: NetworkInterpreter | None = None
         self._names: list[tuple[str, str]] = []  # ours, the file's
         self._runtime = ""
@@ -44,12 +46,23 @@ class NetworkSession:
     @property
     def notes(self) -> tuple[str, ...]:
         unknown = self._opened.unknown
-        if not unknown:
-            return (f"Parsed by {self._runtime}, its network interpreted.",)
-        return (
-            f"The interpreter has no {', '.join(unknown)}; the model was parsed and built by "
-            f"{self._runtime} and not run. Run build_engine.py on the device to prove it.",
-        )
+        own = f"Parsed by {self._runtime}, its network interpreted."
+        if unknown:
+            own = (
+                f"The interpreter has no {', '.join(unknown)}; the model was parsed and built by "
+                f"{self._runtime} and not run. Run build_engine.py on the device to prove it."
+            )
+        found = self._artifact.provenance.get("notes")  # of lowering: what a plan left in float
+        return (own, *(str(each) for each in (found if isinstance(found, list) else ())))
+
+    def set_bits(self, bits: Bits) -> None:
+        """Run at ``bits`` from now on, parsed again from memory. Raises ``UsageError``."""
+        if self._store is None:
+            self._store = Store(self._artifact)
+        self._artifact = self._store.at(bits)
+        self.cause = ""
+        if self._interpreter is not None:
+            self.__enter__()
 
     def __enter__(self) -> Self:
         source = self._artifact.source

@@ -14,14 +14,19 @@ _NEW = frozenset({"Attention", "RMSNormalization", "RotaryEmbedding", "Swish", "
 
 @dataclass(frozen=True)
 class Version:
-    """One TensorRT: the newest opset it documents, and ops of ONNX that it does not import."""
+    """One TensorRT: the newest opset it documents, and ops of ONNX that it does not import.
+
+    ``int4_opset`` is the newest of a file with 4-bit weights, where it is another: ONNX has them
+    from opset 21 on, and TensorRT since 10.0, when it documented opset 20 for the rest.
+    """
 
     opset: int
     lacks: frozenset[str]
+    int4_opset: int | None = None
 
 
 PARSERS = {
-    "10.3": Version(opset=20, lacks=_NEW),
+    "10.3": Version(opset=20, lacks=_NEW, int4_opset=21),
     "10.13": Version(opset=22, lacks=_NEW),
     "11": Version(opset=26, lacks=frozenset()),
     "rtx": Version(opset=26, lacks=frozenset()),

@@ -166,7 +166,7 @@ def test_a_shape_that_makes_no_sense_is_a_sentence(
             3,
             "FP32 GEMM is not supported",
         ),
-        (("--target", "coreml,tensorrt", "--precision", "int4"), 3, "cannot make int4"),
+        (("--target", "coreml,tensorrt", "--precision", "palette4"), 3, "cannot make palette4"),
     ],
 )
 def test_an_option_or_a_limit_is_a_sentence(

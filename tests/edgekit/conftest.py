@@ -10,8 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from edgekit import registry
+from edgekit.artifact import Artifact
 from edgekit.contract import Backend
 from edgekit.registry import BACKENDS
+from edgekit.spec import Arrays
+from edgekit.speed import Speed
 
 Install = Callable[[Backend], None]
 
@@ -32,3 +35,18 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
 
     monkeypatch.setattr(registry, "entry_points", listed)
     return add
+
+
+@pytest.fixture
+def races(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every race believes what artifacts say of their time; the names of those that were timed."""
+    timed: list[str] = []
+
+    def race(backend: Backend, first: Artifact, second: Artifact, sample: Arrays) -> Speed:
+        timed.append(second.name)
+        slow, fast = (float(str(each.provenance["milliseconds"])) for each in (first, second))
+        ratio = slow / fast
+        return Speed(slow, fast, ratio, ratio * 0.9, ratio * 1.1, float(ratio > 1), 2)
+
+    monkeypatch.setattr("edgekit.search.race", race)
+    return timed

@@ -19,8 +19,10 @@ from edgekit.bundle import Bundle, check_destination, open_bundle, write_bundle
 from edgekit.errors import DamagedFile, NewerSchema, StorageError, UnknownName, UsageError
 from edgekit.evidence import ON_DEVICE, digest_of, open_shipped, write_evidence
 from edgekit.files import sha256
+from edgekit.gate import TRIED, Attempt
 from edgekit.layers import Layer, layer_from_values, layers_to_bytes
 from edgekit.manifest import NAME
+from edgekit.recipe import INT8
 from edgekit.testing import example_bundle, example_reference
 
 REPLAY = "replay-fp32"
@@ -488,4 +490,41 @@ def test_a_device_that_writes_no_proofs_is_damage(bundle: Bundle, proofs: list[o
 def test_what_a_device_found_is_a_plain_file(bundle: Bundle) -> None:
     (bundle.folder / REPLAY / ON_DEVICE).symlink_to("/etc/hostname")
     with pytest.raises(DamagedFile, match=r"on-device\.json is no plain file"):
+        open_bundle(bundle.folder)
+
+
+def with_tried(bundle: Bundle, content: bytes) -> Path:
+    """The bundle with a table of what was tried, hashes right."""
+    (bundle.folder / TRIED).write_bytes(content)
+    digest = sha256(bundle.folder / TRIED)
+    forge(bundle.folder, lambda body: body["files"].update({TRIED: digest}))
+    return bundle.folder
+
+
+def test_what_was_tried_is_in_the_bundle(bundle: Bundle) -> None:
+    attempts = [
+        Attempt("replay-int8", INT8, sqnr_db=12.5).judged("refused", "it is far off"),
+        Attempt("replay-fp32", INT8).judged("chosen", "the fastest"),
+    ]
+    text = json.dumps([attempt.to_json() for attempt in attempts])
+    assert open_bundle(with_tried(bundle, text.encode())).tried() == attempts
+
+
+def test_a_bundle_for_which_nothing_was_tried_has_no_table(bundle: Bundle) -> None:
+    assert bundle.tried() == []
+    (bundle.folder / TRIED).write_text("of somebody else, not in the manifest")
+    assert open_bundle(bundle.folder).tried() == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"7", b"[7]", b'[{"artifact": "x"}]', b"\xff"])
+def test_a_table_that_is_none_is_damage(bundle: Bundle, content: bytes) -> None:
+    whole = open_bundle(with_tried(bundle, content))
+    with pytest.raises(DamagedFile, match=r"cannot be read|is no list|is malformed"):
+        whole.tried()
+
+
+def test_a_table_that_was_altered_is_found_by_its_hash(bundle: Bundle) -> None:
+    with_tried(bundle, b"[]")
+    (bundle.folder / TRIED).write_bytes(b"[ ]")
+    with pytest.raises(DamagedFile, match=r"tried\.json was altered or cut short"):
         open_bundle(bundle.folder)

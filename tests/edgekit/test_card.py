@@ -8,6 +8,9 @@ import pytest
 
 from edgekit.bundle import Bundle
 from edgekit.card import readme
+from edgekit.gate import Attempt
+from edgekit.recipe import INT8
+from edgekit.speed import Speed
 from edgekit.testing import example_bundle
 
 
@@ -81,3 +84,44 @@ def test_the_card_says_what_its_levels_mean_and_no_others(
 def test_a_proof_without_numbers_has_none_on_the_card(bundle: Bundle) -> None:
     proof = replace(bundle.proof("replay-fp32"), level="static", outputs=())
     assert "| replay-fp32 | static | yes | - | - |" in readme(bundle.manifest, [proof], "")
+
+
+REFUSED = Attempt("replay-int8", INT8, sqnr_db=12.5, size_bytes=1, float_bytes=4).judged(
+    "refused", "it is far off."
+)
+CHOSEN = Attempt(
+    "replay-int8", INT8, speed=Speed(2.0, 1.0, 2.0, 1.9, 2.1, 1.0, 2), float_bytes=0
+).judged("chosen", "the fastest")
+
+
+def test_everything_tried_is_a_row_with_what_was_measured_and_why(bundle: Bundle) -> None:
+    written = readme(bundle.manifest, [], "", [REFUSED, CHOSEN])
+    assert "## Quantization\n" in written
+    assert (
+        "\n| replay-int8 | refused | 12.5 dB, 25% of float's size | it is far off. |\n" in written
+    )
+    assert (
+        "| replay-int8 | chosen | 2.00x (1.90 to 2.10) of float's speed | the fastest |" in written
+    )
+    assert "Ranges were measured" not in written
+
+
+def test_a_candidate_of_which_nothing_is_known_has_a_dash(bundle: Bundle) -> None:
+    nothing = Attempt("replay-int8", INT8).judged("not tried", "there is no kernel")
+    assert "| not tried | - | there is no kernel |" in readme(bundle.manifest, [], "", [nothing])
+
+
+def test_the_data_of_the_ranges_is_named(bundle: Bundle) -> None:
+    data = {"samples": 128, "source": "photos", "sha256": "0" * 64}
+    manifest = replace(bundle.manifest, calibration=data)
+    assert "Ranges were measured on 128 inputs of photos." in readme(manifest, [], "", [CHOSEN])
+
+
+def test_where_nothing_was_quantized_there_is_no_word_of_it(bundle: Bundle) -> None:
+    assert "Quantization" not in text(bundle)
+
+
+def test_a_reason_with_a_bar_in_it_stays_in_its_cell(bundle: Bundle) -> None:
+    odd = Attempt("replay-int8", INT8).judged("not tried", "a | b")
+    written = readme(bundle.manifest, [], "", [odd])
+    assert "| replay-int8 | not tried | - | a \\| b |" in written

@@ -7,22 +7,32 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 
+from edgekit import host
 from edgekit.artifact import Artifact
-from edgekit.bundle import open_bundle
+from edgekit.bundle import Bundle, open_bundle
 from edgekit.cli import main
 from edgekit.contract import Backend, Option
 from edgekit.doctor import Conflict
 from edgekit.errors import DISTRIBUTION, UsageError
 from edgekit.image import ImageInput
+from edgekit.recipe import FP32, INT8, PRECISIONS, Recipe
 from edgekit.registry import backend_options
-from edgekit.testing import ReplayBackend, ReplaySession, example_bundle
+from edgekit.spec import Array
+from edgekit.testing import (
+    Outcome,
+    QuantizingBackend,
+    QuantizingSession,
+    ReplayBackend,
+    ReplaySession,
+    example_bundle,
+)
 
 Install = Callable[[Backend], None]
 
@@ -206,7 +216,7 @@ EXPORT = ("export", "{file}:make", "--input", "x=1x3x8x8", "-o", "{tmp}/b", "--t
         ),
         ((*EXPORT, "executorhc"), 2, "unknown target 'executorhc'; did you mean 'executorch'?"),
         ((*EXPORT, "onnxruntime", "--precision", "fp23"), 2, "unknown precision 'fp23'"),
-        ((*EXPORT, "onnxruntime", "--precision", "int4"), 3, "it can make: fp32, fp16"),
+        ((*EXPORT, "onnxruntime", "--precision", "palette4"), 3, "it can make: fp32"),
         (
             (
                 "export",
@@ -675,3 +685,310 @@ def test_the_time_of_an_interpreter_is_not_taken(
     assert [line.split()[0] for line in out.splitlines()[2:]] == ["replay-fp32"]
     alone = error(capsys, "profile", tmp_path / "b", "--artifact", "imitation-fp32")
     assert alone == (3, f"edgekit: {INTERPRETED}")
+
+
+CLASSIFIER = """
+import torch
+from torch import nn
+from edgekit import ImageInput, Model, TensorSpec
+
+INPUTS = (TensorSpec("x", (1, 3, 4, 4), "float32"),)
+IMAGE = ImageInput("x", 3, 4, 4, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+class Brightest(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.mix(x.mean((2, 3)))
+
+def trained():
+    net = Brightest()
+    net.mix.weight.data[:] = torch.eye(3) * 5
+    net.mix.bias.data[:] = 0
+    return Model(net.eval(), INPUTS, image=IMAGE, labels=("red", "green", "blue"))
+
+def untrained():
+    net = Brightest()
+    net.mix.weight.data[:] = 0
+    net.mix.bias.data[:] = torch.tensor([1.0, 0.0, 0.0])
+    return Model(net.eval(), INPUTS, image=IMAGE)
+"""
+GOOD = Outcome(drift=0.01, milliseconds=2.0, size=1000)
+QUANTIZED = tuple(PRECISIONS[name] for name in ("fp32", "int8", "int4", "any"))
+
+
+def outcome(recipe: Recipe) -> Outcome:
+    return GOOD if recipe.quantized else Outcome()
+
+
+@pytest.fixture
+def data(tmp_path: Path, install: Install) -> Path:
+    """Every wrong set of data there is, a right one of each kind, and a target that quantizes."""
+    install(QuantizingBackend(outcome, QUANTIZED, ops=frozenset()))
+    (tmp_path / "net.py").write_text(CLASSIFIER)
+    generator = np.random.default_rng(0)
+    truth = np.arange(300) % 3
+    inputs = generator.standard_normal((300, 3, 4, 4)).astype(np.float32) * np.float32(0.1)
+    inputs[np.arange(300), truth] += 1
+    stacks: dict[str, dict[str, Array]] = {
+        "right": {"x": inputs, "labels": truth},
+        "size": {"x": np.zeros((9, 3, 5, 5), np.float32)},
+        "names": {"image": inputs},
+        "nan": {"x": np.where(np.arange(300)[:, None, None, None] == 7, np.nan, inputs)},
+        "unlabelled": {"x": inputs},
+        "range": {"x": inputs, "labels": truth + 1},
+        "few": {"x": inputs[:60], "labels": truth[:60]},
+        "half": {"x": inputs, "labels": truth[:150]},
+    }
+    stacks["nan"]["x"] = stacks["nan"]["x"].astype(np.float32)
+    for name, arrays in stacks.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+    (tmp_path / "text.npz").write_text("no archive")
+    folders: dict[str, tuple[str, int, int]] = {
+        "empty": ("", 0, 0),
+        "single": ("", 1, 90),
+        "black": ("", 9, 0),
+        "foreign": ("cyan", 9, 90),
+        "unsorted": ("", 9, 90),
+    }
+    for name, (inner, count, brightest) in folders.items():
+        folder = tmp_path / name / inner
+        folder.mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(0, brightest + 1, 27).astype(np.uint8).tobytes()
+            (folder / f"{index}.ppm").write_bytes(b"P6\n3 3\n255\n" + pixels)
+    (tmp_path / "keys.toml").write_text('precison = "int8"')
+    (tmp_path / "both.toml").write_text('precision = "fp32"\nkeep-float = ["mix"]')
+    (tmp_path / "int4.toml").write_text('precision = "int4"')
+    (tmp_path / "broken.toml").write_text("precision int8")
+    return tmp_path
+
+
+RIGHT = ("--calibration", "right.npz")
+LABELS = (*RIGHT, "--labels")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("--calibration", "empty"), 2, "the calibration folder {data}/empty holds no image and"),
+        (("--calibration", "single"), 2, "single holds 1 input; at least 8 are needed"),
+        (("--calibration", "single/0.ppm"), 2, "0.ppm is one file; give a folder of images"),
+        (("--calibration", "size.npz"), 2, "size.npz: input 'x' has shape 1x3x5x5; the model ta"),
+        (("--calibration", "black"), 2, "is the same within each sample (black images?)"),
+        (("--calibration", "nan.npz"), 2, "nan.npz[7] holds NaN or infinity in 'x'"),
+        (("--calibration", "text.npz"), 2, "text.npz is not an .npz of arrays that can be read"),
+        (("--calibration", "names.npz"), 2, "has no array 'x'; it holds image, the model takes x"),
+        (("--calibration", "absent"), 2, "there is no file {data}/absent"),
+        ((), 2, "has no real inputs of its own, and int8 needs the ranges"),
+        ((*RIGHT, "--metric", "top1"), 2, "--metric top1 needs labelled data; give --labels FOLD"),
+        ((*LABELS, "unlabelled.npz"), 2, "unlabelled.npz has no array 'labels', and accuracy nee"),
+        ((*LABELS, "range.npz"), 2, "range.npz has the label 3, and the model has classes 0 to 2"),
+        ((*LABELS, "few.npz"), 2, "a drop of 0.5 cannot be told. Give at least 200, or a larger"),
+        ((*LABELS, "half.npz"), 2, "give one whole number for each of the 300 inputs"),
+        ((*LABELS, "foreign"), 2, "cyan is named after no class of the model; there is: red, gre"),
+        ((*LABELS, "unsorted"), 2, "unsorted holds no labels: accuracy needs a folder for each"),
+        ((*LABELS, "right.npz", "model:untrained"), 1, "the float model gets 33.3% of right.npz"),
+        ((*RIGHT, "--recipe", "keys.toml"), 2, "unknown recipe key 'precison'; did you mean 'pre"),
+        ((*RIGHT, "--recipe", "both.toml"), 2, "fp32 quantizes nothing, so keep-float means noth"),
+        ((*RIGHT, "--recipe", "int4.toml"), 2, "--precision int8 contradicts {data}/int4.toml, w"),
+        ((*RIGHT, "--recipe", "broken.toml"), 2, "broken.toml cannot be read as TOML"),
+        ((*RIGHT, "--recipe", "absent.toml"), 2, "there is no recipe file {data}/absent.toml"),
+        ((*RIGHT, "--calibration-method", "mean"), 2, "unknown calibration method 'mean'"),
+        ((*RIGHT, "--cpu", "sse"), 2, "unknown processor 'sse'"),
+        ((*RIGHT, "--cpu", "avx2"), 2, "--cpu avx2 changes nothing for quantizing; leave it out"),
+        ((*RIGHT, "--keep-float", "a,a"), 2, "keep-float names 'a' twice; once is enough"),
+        ((*RIGHT, "--max-drop", "-1"), 2, "'-1' is not a number of 0 or more"),
+        (
+            ("--precision", "int4", "--calibration-method", "entropy"),
+            2,
+            "int4 quantizes weights alone and calibrates nothing",
+        ),
+        (("--precision", "palette4"), 3, "quantizing cannot make palette4"),
+        (("--precision", "int9"), 2, "unknown precision 'int9'"),
+    ],
+)
+def test_bad_data_and_recipes_are_sentences_and_nothing_is_written(
+    words: tuple[str, ...],
+    code: int,
+    sentence: str,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = "untrained" if "model:untrained" in words else "trained"
+    placed = [
+        str(data / word) if words[index - 1] in PATHS and index else word
+        for index, word in enumerate(words)
+        if word != "model:untrained"
+    ]
+    precision = () if "--precision" in words else ("--precision", "int8")
+    target = ("--target", "quantizing", *precision, "-o", str(data / "made/out"))
+    found, said = error(capsys, "export", f"{data}/net.py:{model}", *target, *placed)
+    assert sentence.format(data=data) in said
+    assert found == code
+    assert not (data / "made").exists()
+
+
+PATHS = ("--calibration", "--labels", "--recipe")
+
+
+def exported(data: Path, *words: str, model: str = "trained") -> Bundle:
+    """The bundle that the command line makes of the right data."""
+    told = ("export", f"{data}/net.py:{model}", "--target", "quantizing", *words)
+    assert main([*told, "--calibration", str(data / "right.npz"), "-o", str(data / "b")]) == 0
+    return open_bundle(data / "b")
+
+
+def test_auto_prints_the_table_of_all_it_tried(
+    data: Path, races: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = exported(data)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert bundle.artifacts == ("quantizing-int8",)
+    lines = [line.split() for line in out.splitlines()]
+    verdicts = [line[0] for line in lines if {"chosen", "beaten", "refused"} & set(line)]
+    assert sorted(verdicts) == ["quantizing-fp32", "quantizing-int4", "quantizing-int8"]
+    assert "the fastest within the budget" in out
+    code, out, _ = run(capsys, "report", data / "b", "--json")
+    assert code == 0
+    (document,) = json.loads(out)
+    assert [each["verdict"] for each in document["tried"]].count("chosen") == 1
+    _, out, _ = run(capsys, "report", data / "b")
+    assert "the fastest within the budget" in out
+
+
+def test_what_does_not_pay_has_exit_code_one_and_an_override_warns(
+    data: Path, races: list[str], capsys: pytest.CaptureFixture[str], install: Install
+) -> None:
+    backend = QuantizingBackend(lambda recipe: Outcome(), (FP32, INT8), name="slow")
+    install(backend)
+    words = (
+        *("export", f"{data}/net.py:trained", "--target", "slow", "--precision", "int8"),
+        *("--calibration", data / "right.npz", "-o", data / "b"),
+    )
+    code, said = error(capsys, *map(str, words))
+    assert code == 1
+    assert "slow-int8 does not pay: it is not faster than float here" in said
+    assert not (data / "b").exists()
+    code, _, err = run(capsys, *words, "--unproven-ok")
+    assert code == 0
+    assert err.startswith("warning: slow-int8 was kept although it is not faster")
+
+
+@pytest.mark.parametrize(
+    ("bits", "widths"), [("4", 4), ("4,head=8", {"*": 4, "head": 8}), ("8", 8)]
+)
+def test_a_bundle_runs_at_the_width_asked_for(
+    data: Path,
+    races: list[str],
+    capsys: pytest.CaptureFixture[str],
+    bits: str,
+    widths: int | dict[str, int],
+) -> None:
+    bundle = exported(data, "--precision", "any")
+    sample = bundle.reference().samples[0]
+    np.savez(data / "in.npz", **sample)  # type: ignore[arg-type]
+    capsys.readouterr()
+    words = ("run", data / "b", data / "in.npz", "--bits", bits, "-o", data / "out.npz")
+    assert run(capsys, *words)[0] == 0
+    with QuantizingSession(bundle.artifact(), None) as session:
+        full = session.run(sample)["output"]
+        session.set_bits(widths)
+        expected = session.run(sample)["output"]
+    with np.load(data / "out.npz") as found:
+        np.testing.assert_array_equal(found["output"], expected)
+    assert np.array_equal(expected, full) == (bits == "8")
+
+
+@pytest.mark.parametrize(
+    ("bits", "sentence"),
+    [
+        ("5", "5 bits were asked for *; there is: 8, 6, 4, 2."),
+        ("four", "--bits 'four' is not understood; write a width such as 4"),
+        ("4,haed=8", "unknown layer 'haed'; did you mean 'head'?"),
+    ],
+)
+def test_a_width_that_is_none_is_a_sentence(
+    data: Path, races: list[str], capsys: pytest.CaptureFixture[str], bits: str, sentence: str
+) -> None:
+    exported(data, "--precision", "any")
+    np.savez(data / "in.npz", x=np.zeros((1, 3, 4, 4), np.float32))
+    capsys.readouterr()
+    code, said = error(capsys, "run", str(data / "b"), str(data / "in.npz"), "--bits", bits)
+    assert code == 2
+    assert sentence in said
+
+
+def test_an_artifact_of_one_width_cannot_switch(
+    data: Path, races: list[str], capsys: pytest.CaptureFixture[str], bundle: Path
+) -> None:
+    exported(data, "--precision", "int8")
+    np.savez(data / "in.npz", x=np.zeros((1, 3, 4, 4), np.float32))
+    capsys.readouterr()
+    code, said = error(capsys, "run", str(data / "b"), str(data / "in.npz"), "--bits", "4")
+    assert (code, "quantizing-int8 has one bit-width; export the model with" in said) == (2, True)
+
+
+def test_a_runtime_whose_sessions_cannot_switch_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], install: Install
+) -> None:
+    install(ReplayBackend())
+    example_bundle(tmp_path / "b")
+    np.savez(tmp_path / "in.npz", x=np.zeros((1, 4), np.float32))
+    code, said = error(capsys, "run", str(tmp_path / "b"), str(tmp_path / "in.npz"), "--bits", "4")
+    assert (code, said) == (2, "edgekit: replay has no artifacts of several bit-widths.\n")
+
+
+@pytest.mark.parametrize(("precision", "warns"), [("int8", True), ("fp32", False)])
+def test_a_proof_of_integers_does_not_carry_over_to_another_kind_of_processor(
+    data: Path,
+    races: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    warns: bool,
+) -> None:
+    real = host.describe()
+    monkeypatch.setattr(host, "describe", lambda: {**real, "int8": "vnni"})
+    exported(data, "--precision", precision)
+    capsys.readouterr()
+    assert run(capsys, "verify", data / "b")[2] == ""
+    monkeypatch.setattr(host, "describe", lambda: {**real, "int8": "avx2"})
+    code, out, err = run(capsys, "verify", data / "b")
+    assert code == 0
+    assert "executed" in out
+    said = (
+        f"warning: quantizing-{precision} was proven on a processor of kind 'vnni', and this one "
+        "is 'avx2', whose integer kernels are others: that proof does not carry over."
+    )
+    assert (said in err) is warns
+
+
+def test_what_labels_judged_is_verified_by_the_bundles_own_limits(
+    data: Path, races: list[str], capsys: pytest.CaptureFixture[str], install: Install
+) -> None:
+    def far(recipe: Recipe) -> Outcome:
+        return replace(outcome(recipe), drift=0.25 if recipe.quantized else 0.0)
+
+    install(QuantizingBackend(far, (FP32, INT8), name="far"))
+    words = (
+        *("export", f"{data}/net.py:trained", "--target", "far", "--precision", "int8"),
+        *("--calibration", data / "right.npz", "--max-drop", "90", "-o", data / "b"),
+    )
+    code, said = error(capsys, *map(str, words))
+    assert (code, "the budget is 20 dB" in said) == (1, True)
+    install(QuantizingBackend(far, (FP32, INT8), name="judged", eager=brightest))
+    told = [str(word) for word in words]
+    told[told.index("far")] = "judged"
+    assert main([*told, "--labels", str(data / "right.npz")]) == 0
+    capsys.readouterr()
+    code, out, err = run(capsys, "verify", data / "b")
+    assert (code, err) == (0, "")
+    assert "judged-int8" in out
+
+
+def brightest(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {"output": arrays["x"].mean((2, 3)) * np.float32(5)}

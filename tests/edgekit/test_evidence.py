@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import pytest
 from edgekit import evidence
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.evidence import NotPossible, Refused, Shipped, Trial, digest_of, open_shipped
-from edgekit.recipe import PRECISIONS
+from edgekit.recipe import INT8
 from edgekit.testing import example_bundle
+from edgekit.verify import quantized_limits
 
 ROOT = Path(__file__).parents[2]
 NAME = "replay-fp32"
@@ -146,9 +148,40 @@ def test_of_two_precisions_the_folders_own_entry_is_read(bundle: Bundle) -> None
     assert open_shipped(bundle.folder / NAME).entry["provenance"] == {}
 
 
-def test_the_names_of_precisions_are_the_recipes() -> None:
-    names = {(recipe.weights, recipe.activations): name for name, recipe in PRECISIONS.items()}
-    assert names == evidence.PRECISIONS
+def test_a_bundle_of_the_first_schema_is_found_by_its_precisions(bundle: Bundle) -> None:
+    def older(body: dict[str, Any]) -> None:
+        recipe = body["artifacts"][0]["recipe"]
+        body["artifacts"][0]["recipe"] = {key: recipe[key] for key in ("weights", "activations")}
+
+    forge(bundle.folder, older)
+    assert open_shipped(bundle.folder / NAME).entry["recipe"] == FP32_ALONE
+
+
+FP32_ALONE = {"weights": "float32", "activations": "float32"}
+
+
+def test_a_bundle_of_integers_is_held_to_its_own_limits_on_the_device(bundle: Bundle) -> None:
+    def integers(body: dict[str, Any]) -> None:
+        (entry,) = body["artifacts"]
+        entry["recipe"] = INT8.to_json()
+        for name in ("replay.npz", "proof.json"):
+            body["files"][f"replay-int8/{name}"] = body["files"].pop(f"{NAME}/{name}")
+
+    folder = bundle.folder / NAME
+    proof = json.loads((folder / "proof.json").read_bytes())
+    proof["limits"] = asdict(quantized_limits(15.0))
+    (folder / "proof.json").write_text(json.dumps(proof))
+    digest = hashlib.sha256((folder / "proof.json").read_bytes()).hexdigest()
+    forge(bundle.folder, lambda body: body["files"].update({f"{NAME}/proof.json": digest}))
+    forge(bundle.folder, integers)
+    shipped = open_shipped(folder.rename(bundle.folder / "replay-int8"))
+    assert shipped.limits == quantized_limits(15.0)
+    for decibels, passes in ((16, True), (14, False)):
+        share = np.float32(10 ** (-decibels / 20))
+        got = [{name: a * (1 + share) for name, a in each.items()} for each in shipped.expected]
+        proved = shipped.prove(got, {"processor": "Orin"})
+        assert proved["passed"] is passes
+        assert proved["outputs"][0]["sqnr_db"] == pytest.approx(decibels, abs=0.01)
 
 
 def test_a_right_answer_comes_back_as_a_proof(bundle: Bundle, shipped: Shipped) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -15,9 +16,13 @@ import torch
 from torch import Tensor, nn
 
 import edgekit
+from edgekit.accuracy import Labelled
 from edgekit.artifact import Artifact
+from edgekit.calibration import Calibration, checked_calibration
 from edgekit.contract import Backend, Finding, Inside, Option
 from edgekit.errors import (
+    BadInput,
+    DoesNotPay,
     LoweringFailed,
     MissingRuntime,
     NotProven,
@@ -26,12 +31,14 @@ from edgekit.errors import (
     UnsupportedRecipe,
     UsageError,
 )
-from edgekit.export import check, export, plan
+from edgekit.export import check, export
+from edgekit.gate import Budget
 from edgekit.model import Model
+from edgekit.planning import Quantization, plan
 from edgekit.program import Program
-from edgekit.recipe import FP16, FP32, Recipe
-from edgekit.spec import Array, Arrays
-from edgekit.testing import ReplayBackend, ReplaySession
+from edgekit.recipe import FP16, FP32, INT8, PRECISIONS, Recipe
+from edgekit.spec import Array, Arrays, TensorSpec
+from edgekit.testing import Outcome, QuantizingBackend, ReplayBackend, ReplaySession
 
 Install = Callable[[Backend], None]
 
@@ -232,8 +239,8 @@ def test_names_that_do_not_exist_are_sentences() -> None:
         plan(["onxruntime"], "auto")
     with pytest.raises(UnknownName, match=r"unknown precision 'fp61'; did you mean 'fp16'"):
         plan(["onnxruntime"], "fp61")
-    with pytest.raises(UnsupportedRecipe, match=r"cannot make int8.*it can make: fp32, fp16"):
-        plan(["onnxruntime"], "int8")
+    with pytest.raises(UnsupportedRecipe, match=r"cannot make palette4.*it can make: fp32"):
+        plan(["onnxruntime"], "palette4")
 
 
 def test_a_missing_runtime_names_the_line_that_installs_it(
@@ -493,3 +500,270 @@ def test_a_search_for_the_layer_that_fails_does_not_hide_the_failure(
     with pytest.raises(NotProven, match=r"Output 'output': .*the limit is [\d.]+\.$") as caught:
         export(module, [text], targets=[Once(drift=1.0)], out=tmp_path / "b")
     assert "first differs" not in str(caught.value)
+
+
+FLOAT = Outcome(milliseconds=4.0, size=4000)
+GOOD = Outcome(drift=0.01, milliseconds=2.0, size=1000)
+DRIFTS = Outcome(drift=0.5, milliseconds=1.0, size=1000)
+SLOW = Outcome(drift=0.01, milliseconds=9.0, size=1000)
+
+
+def quantizing(**outcomes: Outcome) -> QuantizingBackend:
+    """Makes what it was told of, by precision, and float32."""
+    recipes = tuple(PRECISIONS[name] for name in outcomes if name != "fp32")
+    return QuantizingBackend(
+        lambda recipe: outcomes.get(recipe.precision, FLOAT), (FP32, *recipes), ops=frozenset()
+    )
+
+
+def drawn(count: int = 8, name: str = "input") -> Calibration:
+    generator = np.random.default_rng(0)
+    samples = [{name: generator.standard_normal((1, 3), np.float32)} for _ in range(count)]
+    return checked_calibration(samples, "drawn")
+
+
+def quantized(
+    layer: nn.Linear, backend: Backend, out: Path, *, precision: str = "int8", **other: bool
+) -> edgekit.Bundle:
+    return export(
+        layer,
+        EXAMPLE,
+        targets=[backend],
+        out=out,
+        precision=precision,
+        quantization=Quantization(calibration=drawn()),
+        **other,  # type: ignore[arg-type]
+    )
+
+
+def test_what_pays_is_written_with_its_table_and_the_hash_of_its_data(
+    layer: nn.Linear, tmp_path: Path, races: list[str]
+) -> None:
+    quantized(layer, quantizing(int8=GOOD), tmp_path / "b")
+    bundle = edgekit.open_bundle(tmp_path / "b")
+    assert bundle.artifacts == ("quantizing-int8",)
+    assert bundle.manifest.calibration == drawn().to_json()
+    assert bundle.manifest.overrides == ()
+    (attempt,) = bundle.tried()
+    assert (attempt.artifact, attempt.verdict) == ("quantizing-int8", "kept")
+    assert "tried.json" in bundle.manifest.files
+    assert "| quantizing-int8 | kept | " in (tmp_path / "b/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "why"),
+    [
+        (DRIFTS, "the outputs are "),
+        (SLOW, "it is not faster than float here: 9.000 ms against 4.000 ms"),
+    ],
+)
+def test_what_does_not_pay_is_not_written_unless_told_which_the_bundle_records(
+    layer: nn.Linear, tmp_path: Path, races: list[str], outcome: Outcome, why: str
+) -> None:
+    backend = quantizing(int8=outcome)
+    with pytest.raises(DoesNotPay, match=rf"quantizing-int8 does not pay: {why}.*--precision fp32"):
+        quantized(layer, backend, tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+    quantized(layer, backend, tmp_path / "b", unproven_ok=True)
+    bundle = edgekit.open_bundle(tmp_path / "b")
+    (override,) = bundle.manifest.overrides
+    assert override.startswith(f"quantizing-int8 was kept although {why}")
+    (attempt,) = json.loads((tmp_path / "b/tried.json").read_bytes())
+    assert attempt["verdict"] == "kept"
+    assert attempt["reason"].startswith(f"although {why}")
+
+
+def test_auto_writes_what_won_and_the_table_of_all(
+    layer: nn.Linear, tmp_path: Path, races: list[str]
+) -> None:
+    backend = quantizing(fp16=SLOW, int8=GOOD, int4=Outcome(refusal="not here"))
+    bundle = quantized(layer, backend, tmp_path / "b", precision="auto")
+    assert bundle.artifacts == ("quantizing-int8",)
+    verdicts = {each.artifact: each.verdict for each in bundle.tried()}
+    assert verdicts == {
+        "quantizing-fp16": "refused",
+        "quantizing-int4": "not tried",
+        "quantizing-fp32": "beaten",
+        "quantizing-int8": "chosen",
+    }
+    assert all(each.reason for each in bundle.tried())
+
+
+def test_auto_without_data_is_the_float_default_and_has_no_table(
+    layer: nn.Linear, tmp_path: Path, races: list[str]
+) -> None:
+    bundle = export(layer, EXAMPLE, targets=[quantizing(int8=GOOD)], out=tmp_path / "b")
+    assert bundle.artifacts == ("quantizing-fp32",)
+    assert bundle.tried() == []
+    assert bundle.manifest.calibration is None
+    assert not (tmp_path / "b/tried.json").exists()
+    assert races == []
+
+
+@pytest.mark.parametrize("precision", ["auto,int8", "int8,auto", "fp32,auto,int8"])
+def test_what_auto_finds_and_was_asked_for_too_is_written_once(
+    layer: nn.Linear, tmp_path: Path, races: list[str], precision: str
+) -> None:
+    backend = quantizing(int8=GOOD)
+    bundle = quantized(layer, backend, tmp_path / "b", precision=precision)
+    assert sorted(bundle.artifacts) == sorted(
+        f"quantizing-{name}" for name in precision.split(",") if name != "auto"
+    )
+    assert edgekit.open_bundle(tmp_path / "b").proof("quantizing-int8").passed
+
+
+def test_of_several_targets_each_has_its_own_best(
+    layer: nn.Linear, tmp_path: Path, races: list[str]
+) -> None:
+    other = replace(quantizing(int8=SLOW), name="other")
+    bundle = export(
+        layer,
+        EXAMPLE,
+        targets=[quantizing(int8=GOOD), other],
+        out=tmp_path / "b",
+        quantization=Quantization(calibration=drawn()),
+    )
+    assert bundle.artifacts == ("quantizing-int8", "other-fp32")
+    assert {each.artifact for each in bundle.tried() if each.verdict == "chosen"} == set(
+        bundle.artifacts
+    )
+
+
+def test_an_override_of_what_auto_found_is_not_recorded_twice(
+    layer: nn.Linear, tmp_path: Path, races: list[str]
+) -> None:
+    backend = quantizing(int8=DRIFTS)
+    bundle = quantized(layer, backend, tmp_path / "b", precision="auto,int8,fp32", unproven_ok=True)
+    assert bundle.artifacts == ("quantizing-fp32", "quantizing-int8")
+    assert len(bundle.manifest.overrides) == 1
+
+
+def test_what_auto_found_is_not_replaced_by_a_worse_one_of_the_same_name(
+    layer: nn.Linear, tmp_path: Path, races: list[str]
+) -> None:
+    def by_method(recipe: Recipe) -> Outcome:
+        if not recipe.quantized:
+            return FLOAT
+        return GOOD if recipe.method == "entropy" else DRIFTS
+
+    backend = QuantizingBackend(by_method)
+    bundle = quantized(layer, backend, tmp_path / "b", precision="auto,int8", unproven_ok=True)
+    assert bundle.artifact("quantizing-int8").recipe.method == "entropy"
+    assert bundle.proof("quantizing-int8").passed
+    assert bundle.manifest.overrides == ()
+
+
+def test_data_passed_from_python_is_held_to_the_models_inputs(
+    layer: nn.Linear, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="there is no input 'x'; the model takes: input=1x3"):
+        export(
+            layer,
+            EXAMPLE,
+            targets=[quantizing(int8=GOOD)],
+            out=tmp_path / "b",
+            quantization=Quantization(calibration=drawn(name="x")),
+        )
+    truth = np.arange(300) % 2
+    samples = tuple({"x": np.zeros((1, 3), np.float32)} for _ in truth)
+    with pytest.raises(BadInput, match="there is no input 'x'; the model takes: input=1x3"):
+        export(
+            layer,
+            EXAMPLE,
+            targets=[quantizing(int8=GOOD)],
+            out=tmp_path / "b",
+            quantization=Quantization(drawn(), Labelled(samples, truth, "val")),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        ({"metric": "bleu"}, r"unknown metric 'bleu'\. There is: auto, top1, sqnr"),
+        ({"budget": Budget(prefer="speed")}, r"unknown preference 'speed'"),  # type: ignore[arg-type]
+        ({"method": "max"}, r"unknown calibration method 'max'"),
+        ({"cpu": "sse"}, r"unknown processor 'sse'"),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_answered_with_those_there_are(
+    layer: nn.Linear, tmp_path: Path, wanted: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(UnknownName, match=sentence):
+        export(
+            layer,
+            EXAMPLE,
+            targets=[quantizing(int8=GOOD)],
+            out=tmp_path / "b",
+            quantization=Quantization(calibration=drawn(), **wanted),  # type: ignore[arg-type]
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_to_keep_float_that_does_not_exist_is_named(
+    layer: nn.Linear, tmp_path: Path
+) -> None:
+    wanted = Quantization(calibration=drawn(), keep_float=("haed",))
+    with pytest.raises(UnknownName, match=r"unknown layer to keep in float 'haed'"):
+        export(
+            layer,
+            EXAMPLE,
+            targets=["onnxruntime"],
+            out=tmp_path / "b",
+            precision="int8",
+            quantization=wanted,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_random_weights_are_never_called_accurate(layer: nn.Linear, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    samples = tuple({"input": generator.standard_normal((1, 3), np.float32)} for _ in range(400))
+    labelled = Labelled(samples, generator.integers(0, 2, 400), "val.npz")
+    with pytest.raises(
+        NotProven, match=r"the float model gets .* guessing 50\.0%: it is untrained"
+    ):
+        export(
+            layer,
+            EXAMPLE,
+            targets=[quantizing(int8=GOOD)],
+            out=tmp_path / "b",
+            precision="int8",
+            quantization=Quantization(drawn(), labelled),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_to_judge_by_distance_needs_no_labels_and_reads_none(
+    layer: nn.Linear, tmp_path: Path, races: list[str]
+) -> None:
+    wanted = Quantization(drawn(), tmp_path / "there is no such file.npz", metric="sqnr")
+    bundle = export(
+        layer,
+        EXAMPLE,
+        targets=[quantizing(int8=GOOD)],
+        out=tmp_path / "b",
+        precision="int8",
+        quantization=wanted,
+    )
+    assert bundle.tried()[0].accuracy is None
+
+
+def test_a_recipe_of_integers_is_checked_without_data(layer: nn.Linear) -> None:
+    found = check(layer, EXAMPLE, targets=[quantizing(int8=GOOD)], precision="int8")
+    assert found == {"quantizing-int8": []}
+
+
+def test_ranges_come_from_real_samples_where_no_data_is_given(
+    layer: nn.Linear, tmp_path: Path, races: list[str]
+) -> None:
+    model = Model(
+        layer.eval(),
+        (TensorSpec("input", (1, 3), "float32"),),
+        samples=drawn(9).samples,
+        samples_source="photos",
+    )
+    bundle = export(model, targets=[quantizing(int8=GOOD)], out=tmp_path / "b", precision="int8")
+    assert bundle.manifest.calibration is not None
+    assert bundle.manifest.calibration["source"] == "the model's own samples: photos"
+    assert bundle.artifact("quantizing-int8").recipe == INT8

@@ -23,7 +23,15 @@ def without_proc(path: Path) -> str:
 def test_the_description_is_plain_json() -> None:
     found = host.describe()
     assert json.loads(json.dumps(found)) == found
-    assert sorted(found) == ["cores", "features", "machine", "processor", "python", "system"]
+    assert sorted(found) == [
+        "cores",
+        "features",
+        "int8",
+        "machine",
+        "processor",
+        "python",
+        "system",
+    ]
     assert found["processor"]
 
 
@@ -46,6 +54,27 @@ def test_features_are_read_on_both_kinds_of_processor(
     found, flags = host._cpuinfo()
     assert found == name
     assert feature in flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "machine", "kind"),
+    [
+        ({"avx2", "avx512_vnni"}, "x86_64", "vnni"),
+        ({"avx2", "avx_vnni"}, "x86_64", "vnni"),
+        ({"avx2", "avx512f"}, "x86_64", "avx2"),
+        ({"sse4_2"}, "x86_64", "other"),
+        ({"asimd", "asimddp"}, "aarch64", "arm64"),
+        (set(), "arm64", "arm64"),  # a Mac, which has no /proc
+        (set(), "ARM64", "arm64"),
+        (set(), "AMD64", "other"),
+    ],
+)
+def test_kinds_of_processors_are_told_apart_by_how_they_add_up_8_bit_products(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], machine: str, kind: str
+) -> None:
+    monkeypatch.setattr(host, "_cpuinfo", lambda: ("a processor", frozenset(flags)))
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert host.int8_kernels() == kind
 
 
 def test_without_proc_there_is_no_figure_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

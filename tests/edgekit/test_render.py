@@ -8,16 +8,20 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from edgekit import render
+from edgekit.accuracy import Accuracy
 from edgekit.bundle import open_bundle
 from edgekit.evidence import open_shipped, write_evidence
+from edgekit.gate import Attempt
 from edgekit.layers import LayerDeviation
 from edgekit.profile import Measurement
+from edgekit.recipe import INT8
 from edgekit.render import (
     Progress,
     bundle_rows,
@@ -27,7 +31,9 @@ from edgekit.render import (
     op_table,
     size_text,
     table,
+    tried_table,
 )
+from edgekit.speed import Speed
 from edgekit.testing import example_bundle
 
 QUIET = Measurement(
@@ -189,3 +195,42 @@ def test_without_layers_the_reason_stands_alone() -> None:
         "replay-fp32, by module:",
         "It hides them.",
     ]
+
+
+def test_all_that_was_tried_is_a_row_with_its_reason() -> None:
+    chosen = Attempt(
+        artifact="replay-int8",
+        recipe=replace(INT8, keep_float=("head",)),
+        sqnr_db=31.25,
+        accuracy=Accuracy("top1", 97.0, 98.25, 400, "val.npz"),
+        speed=Speed(4.0, 2.0, 2.0, 1.5, 2.5, 1.0, 2),
+        size_bytes=1000,
+    ).judged("chosen", "the fastest within the budget")
+    unmeasured = Attempt("replay-int4", INT8).judged("not tried", "there is no kernel")
+    header, _, *rows = tried_table([chosen, unmeasured]).splitlines()
+    assert header.split() == ["tried", "mixed", "top-1", "SQNR", "speed", "model", "verdict", "why"]
+    assert [re.split(r"  +", row) for row in rows] == [
+        [
+            *("replay-int8", "1 float", "97.00%", "31.2 dB", "2.00x (1.50 to 2.50)"),
+            *("1.0 kB", "chosen", "the fastest within the budget"),
+        ],
+        ["replay-int4", "-", "-", "-", "-", "not tried", "there is no kernel"],
+    ]
+
+
+def test_where_nothing_was_tried_there_is_no_table() -> None:
+    assert tried_table([]) == ""
+
+
+def test_a_step_over_many_inputs_is_one_step_with_one_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    progress = Progress()
+    progress("calibrating fake int8: 1 of 9 [##..]")
+    started = progress._started
+    progress("calibrating fake int8: 2 of 9 [####]")
+    assert progress._started == started
+    progress("proving fake int8 on 4 samples")
+    assert progress._started > started

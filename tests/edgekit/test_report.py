@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from edgekit.accuracy import Accuracy
+from edgekit.bundle import Bundle, open_bundle
 from edgekit.cli import main
-from edgekit.evidence import open_shipped, write_evidence, write_measurement
+from edgekit.evidence import digest_of, open_shipped, write_evidence, write_measurement
+from edgekit.files import sha256
+from edgekit.gate import Attempt
+from edgekit.manifest import NAME
+from edgekit.recipe import INT8
 from edgekit.report import html_report
+from edgekit.speed import Speed
 from edgekit.testing import example_bundle
 
 MEASURED = {
@@ -117,3 +125,48 @@ def test_a_proof_without_numbers_shows_none(tmp_path: Path) -> None:
     path = tmp_path / "b/replay-fp32/proof.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "level": "static", "outputs": []}))
     assert "<td>static</td><td class=n>-</td><td class=n>-</td>" in html_report([bundle])
+
+
+TRIED = Attempt(
+    artifact="replay-int8",
+    recipe=replace(INT8, keep_float=("head", "softmax")),
+    sqnr_db=31.25,
+    accuracy=Accuracy("top1", 97.0, 98.25, 400, "val.npz"),
+    speed=Speed(4.0, 2.0, 2.0, 1.5, 2.5, 1.0, 2),
+    size_bytes=1000,
+    float_bytes=4000,
+).judged("chosen", "the fastest within the budget")
+
+
+def with_tried(folder: Path, *attempts: Attempt) -> Bundle:
+    """A whole bundle that holds the table of ``attempts``."""
+    example_bundle(folder)
+    (folder / "tried.json").write_text(json.dumps([each.to_json() for each in attempts]))
+    body = json.loads((folder / NAME).read_bytes())
+    del body["digest"]
+    body["files"]["tried.json"] = sha256(folder / "tried.json")
+    (folder / NAME).write_text(json.dumps({**body, "digest": digest_of(body)}))
+    return open_bundle(folder)
+
+
+def test_all_that_was_tried_is_a_table_with_the_speed_drawn(tmp_path: Path) -> None:
+    unmeasured = Attempt("replay-int4", INT8).judged("not tried", "there is no kernel")
+    page = html_report([with_tried(tmp_path / "b", TRIED, unmeasured)])
+    assert "<td>replay-int8 (2 float)</td><td class=n>97.00 %</td><td class=n>31.2 dB</td>" in page
+    assert "<td class=n>1.0 kB</td><td>chosen</td><td>the fastest within the budget</td>" in page
+    assert "<td>replay-int4</td>" + "<td class=n>-</td>" * 4 in page
+    # Sixty pixels are float's speed, marked; the bar is the ratio and the line its spread.
+    assert '<rect y="3" width="120.0" height="8" fill="#369"/>' in page
+    assert '<path d="M90.0 7H150.0" stroke="#000"/><path d="M60 0V14" stroke="#b00"/>' in page
+    assert "<small>2.00x (1.50 to 2.50)</small>" in page
+
+
+def test_a_bundle_for_which_nothing_was_tried_has_no_such_table(tmp_path: Path) -> None:
+    assert "Tried" not in html_report([example_bundle(tmp_path / "b")])
+
+
+def test_a_hostile_table_puts_no_tag_on_the_page(tmp_path: Path) -> None:
+    evil = replace(TRIED, artifact="<script>", verdict="<script>", reason="<script>alert(1)")
+    page = html_report([with_tried(tmp_path / "b", evil)])
+    assert "script" not in tags(page)
+    assert page.count("&lt;script&gt;") == 3

@@ -11,7 +11,7 @@ import pytest
 
 from edgekit.errors import BadInput
 from edgekit.image import ImageInput
-from edgekit.samples import draw_samples, read_npz, read_sample, read_samples, regroup
+from edgekit.samples import draw_samples, read_npz, read_sample, read_samples, regroup, stacked
 from edgekit.spec import Array, Dim, TensorSpec, check_arrays
 
 BATCH = Dim("batch", 1, 8)
@@ -195,3 +195,57 @@ def test_pictures_are_drawn_in_every_size_of_the_batch() -> None:
     assert [sample["x"].shape for sample in draw_samples([spec], GREY)] == [
         (size, 1, 5, 5) for size in (1, 8, 4, 1)
     ]
+
+
+def test_a_stack_is_cut_into_samples_of_the_models_batch() -> None:
+    x, ids = np.arange(18, dtype=np.float32).reshape(6, 3), np.zeros((6, 2), np.int64)
+    samples = stacked({"ids": ids, "x": x, "labels": np.zeros(6)}, (X, IDS), "s.npz")
+    assert len(samples) == 6  # a named batch is taken at its smallest
+    assert list(samples[0]) == ["x", "ids"]
+    assert [sample["x"].shape for sample in samples] == [(1, 3)] * 6
+    np.testing.assert_array_equal(np.concatenate([sample["x"] for sample in samples]), x)
+    by_three = stacked({"x": x}, (TensorSpec("x", (3, 3), "float32"),), "s.npz")
+    assert [sample["x"].shape for sample in by_three] == [(3, 3)] * 2
+    assert stacked({"x": x[:0]}, (X,), "s.npz") == ()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"x": np.zeros((4, 3), np.float32)}, r"^s\.npz has no array 'ids'; it holds x, the model"),
+        (
+            {"x": np.zeros((4, 3), np.float32), "ids": np.zeros((5, 2), np.int64)},
+            r"^s\.npz: the inputs hold different numbers of samples: \[4, 5\]\.",
+        ),
+        (
+            {"x": np.zeros(3, np.float32), "ids": np.zeros((4, 2), np.int64)},
+            r"^s\.npz: 'x' is float32 \(3,\); the model takes x=batch:1\.\.8x3, stacked along its",
+        ),
+        (
+            {"x": np.zeros((4, 3), np.float32), "ids": np.zeros((4, 3), np.int64)},
+            r"^s\.npz: input 'ids' has shape 1x3; the model takes ids=batch:1\.\.8x2:int64\.",
+        ),
+    ],
+)
+def test_a_stack_that_does_not_fit_names_its_file(arrays: dict[str, Array], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        stacked(arrays, (X, IDS), "s.npz")
+
+
+def test_a_stack_that_does_not_fill_its_last_batch_is_refused() -> None:
+    three = TensorSpec("x", (3, 3), "float32")
+    with pytest.raises(BadInput, match=r"'x' is float32 \(7, 3\); the model takes x=3x3, stacked"):
+        stacked({"x": np.zeros((7, 3), np.float32)}, (three,), "s.npz")
+
+
+def test_a_scalar_input_cannot_be_stacked() -> None:
+    scalar = TensorSpec("t", (), "float32")
+    with pytest.raises(BadInput, match="'t' is float32"):
+        stacked({"t": np.zeros(4, np.float32)}, (scalar,), "s.npz")
+
+
+def test_of_many_files_the_one_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "good.npz", x=np.ones((2, 3), np.float32))
+    np.savez(tmp_path / "odd.npz", x=np.ones((2, 4), np.float32))
+    with pytest.raises(BadInput, match=r"odd\.npz: input 'x' has shape 2x4; the model takes x="):
+        read_samples(tmp_path, [X], None)

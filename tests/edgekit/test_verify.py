@@ -14,14 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.artifact import Artifact
-from edgekit.contract import Evidence
+from edgekit.contract import AsWritten, Evidence
 from edgekit.errors import DamagedFile, NotProven
-from edgekit.evidence import Deviation
+from edgekit.evidence import Deviation, Limits
 from edgekit.program import Reference
-from edgekit.recipe import PRECISIONS
+from edgekit.recipe import PRECISIONS, Recipe
 from edgekit.spec import Array, Arrays, TensorSpec
 from edgekit.testing import ReplayBackend, ReplaySession, example_reference, replay_file
-from edgekit.verify import LIMITS, Proof, prove, verify
+from edgekit.verify import (
+    LIMITS,
+    MIN_SQNR_DB,
+    Proof,
+    limits_of,
+    prove,
+    quantized_limits,
+    verify,
+)
 
 quick = settings(deadline=None, max_examples=60, derandomize=True)
 NORMAL = np.random.default_rng(1).standard_normal((4, 250), dtype=np.float32)
@@ -393,13 +401,146 @@ def test_what_was_compared_is_shown_in_as_many_digits_as_asked() -> None:
 
 
 def test_a_precision_without_limits_cannot_be_proven() -> None:
+    odd = Recipe("float16", "float32")
+    artifact = Artifact("replay", odd, "replay.npz", {}, (), ())
     with pytest.raises(
-        NotProven, match=r"replay-int4 cannot be proven: this version has limits for fp32, fp16\."
+        NotProven,
+        match=r"replay-float16-float32 cannot be proven: this version has limits for fp32, fp16\.",
     ):
-        witnessed(Witness(), precision="int4")
+        verify(ReplayBackend(), artifact, example_reference())
 
 
 def test_a_proof_made_before_there_were_notes_is_read_without_them() -> None:
     fields = compare([NORMAL], [NORMAL]).to_json()
     del fields["notes"]
     assert Proof.from_json(fields).notes == ()
+
+
+def noisy(expected: Array, decibels: float) -> Array:
+    """``expected`` with noise that leaves ``decibels`` of it."""
+    noise = np.random.default_rng(2).standard_normal(expected.shape)
+    noise *= np.linalg.norm(expected) / np.linalg.norm(noise) * 10 ** (-decibels / 20)
+    return (expected + noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("precision", [name for name in PRECISIONS if PRECISIONS[name].quantized])
+def test_integers_are_held_to_the_distance_of_all_elements_together(precision: str) -> None:
+    assert only(compare([NORMAL], [noisy(NORMAL, 25)], precision=precision)).sqnr_db == (
+        pytest.approx(25, abs=0.01)
+    )
+    assert compare([NORMAL], [noisy(NORMAL, 20.1)], precision=precision).passed
+    failed = compare([NORMAL], [noisy(NORMAL, 19.9)], precision=precision)
+    assert failed.failures == ("Output 'y': SQNR in dB is 19.9, the limit is 20.",)
+
+
+def test_a_small_value_that_integers_lose_is_no_failure() -> None:
+    expected = np.array([[1e-6, 1e-6, 5.0]], np.float32)
+    got = np.array([[0.02, 0.0, 5.0]], np.float32)
+    assert compare([expected], [got], precision="int8").passed
+    assert not compare([expected], [got], precision="fp16").passed
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_integers_excuse_no_value_that_is_not_finite(wrong: float) -> None:
+    got = NORMAL.copy()
+    got[0, 0] = wrong
+    assert not compare([NORMAL], [got], precision="int8").passed
+
+
+def test_the_limits_of_integers_say_how_close_scores_may_lie_to_be_a_tie() -> None:
+    for least, tie in ((20.0, 0.1), (40.0, 0.01)):
+        limits = quantized_limits(least)
+        assert limits.sqnr_db == least
+        assert limits.undecided == pytest.approx(tie)
+        assert (limits.max_rel_error, limits.cosine, limits.agreement) == (None, None, None)
+    assert limits_of(Artifact("r", PRECISIONS["int8"], "", {}, (), ())) == quantized_limits()
+    assert quantized_limits().sqnr_db == MIN_SQNR_DB
+
+
+def test_answers_that_flip_between_close_scores_are_undecided() -> None:
+    expected = np.array([[0.0, 1.0, 0.95], [0.0, 1.0, 0.2]], np.float32)
+    got = np.array([[0.0, 0.95, 1.0], [0.0, 1.0, 0.2]], np.float32)
+    assert only(compare([expected], [got], precision="int8")).top1_agreement == 1.0
+    expected[0, 2] = 0.85
+    assert only(compare([expected], [got], precision="int8")).top1_agreement == 0.5
+
+
+def test_a_proof_of_integers_survives_json_with_the_limits_it_has_not() -> None:
+    proof = compare([NORMAL], [noisy(NORMAL, 25)], precision="int8")
+    written = json.loads(json.dumps(proof.to_json(), allow_nan=False))
+    assert Proof.from_json(written) == proof
+    assert written["limits"]["cosine"] is None
+
+
+def test_limits_that_are_given_go_before_those_of_the_precision() -> None:
+    reference = example_reference()
+    specs = (TensorSpec("x", (1, 4), "float32"),), (TensorSpec("scores", (1, 4), "float32"),)
+    files = {"replay.npz": replay_file(reference, 0.3)}
+    artifact = Artifact("replay", PRECISIONS["int8"], "replay.npz", files, *specs)
+    for least, passes in ((5.0, True), (60.0, False)):
+        proof = verify(ReplayBackend(), artifact, reference, limits=quantized_limits(least))
+        assert proof.passed is passes
+        assert proof.limits.sqnr_db == least
+
+
+class Fused(ReplaySession):
+    """Adds up 8-bit products in too few bits, and can also do what the file says."""
+
+    saturation = "Export it for this processor: --cpu avx2."
+
+    def __init__(self, artifact: Artifact, run_db: float, written_db: float) -> None:
+        super().__init__(artifact)
+        self._run_db, self._written_db = run_db, written_db
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
+        return {name: noisy(each, self._run_db) for name, each in super().run(arrays).items()}
+
+    def run_as_written(self, arrays: Arrays) -> dict[str, Array]:
+        exact = super().run(arrays)
+        return {name: noisy(each, self._written_db) for name, each in exact.items()}
+
+
+@dataclass
+class Saturating(ReplayBackend):
+    run_db: float = 30.0
+    written_db: float = 30.0
+
+    def open(self, artifact: Artifact, *, threads: int | None = None) -> ReplaySession:
+        return Fused(artifact, self.run_db, self.written_db)
+
+
+def run_by(backend: Saturating, precision: str = "int8") -> Proof:
+    reference = example_reference()
+    specs = (TensorSpec("x", (1, 4), "float32"),), (TensorSpec("scores", (1, 4), "float32"),)
+    files = {"replay.npz": replay_file(reference)}
+    artifact = Artifact("replay", PRECISIONS[precision], "replay.npz", files, *specs)
+    assert isinstance(backend.open(artifact), AsWritten)
+    return verify(backend, artifact, reference, limits=quantized_limits())
+
+
+def test_kernels_that_saturate_fail_the_proof_however_close_they_are() -> None:
+    (failure,) = run_by(Saturating(run_db=34.8, written_db=39.0)).failures
+    assert failure == (
+        "Output 'scores': as run, SQNR is 34.8 dB from eager; by the arithmetic that the file says,"
+        " 39.0 dB. Export it for this processor: --cpu avx2."
+    )
+
+
+@pytest.mark.parametrize(
+    ("run_db", "written_db"), [(30.0, 30.0), (30.0, 31.9), (33.0, 30.0), (60.0, 20.5)]
+)
+def test_kernels_that_round_otherwise_either_way_do_not(run_db: float, written_db: float) -> None:
+    assert run_by(Saturating(run_db=run_db, written_db=written_db)).passed
+
+
+def test_what_holds_no_integers_is_run_once() -> None:
+    assert run_by(Saturating(run_db=25.0, written_db=90.0), precision="fp16").passed
+
+
+def test_a_limit_that_is_none_demands_nothing() -> None:
+    limits = Limits(None, None, 10.0, None, "for this test")
+    reference = Reference(({"x": np.zeros(1)},), ({"y": np.array([1, 2, 3])},), "here")
+    artifact = Artifact("replay", PRECISIONS["int8"], "m", {}, (), ())
+    assert limits.undecided is None
+    proof = prove(artifact, ["y"], reference, [{"y": np.array([1, 2, 3])}])
+    assert proof.passed

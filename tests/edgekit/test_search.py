@@ -222,9 +222,9 @@ def test_other_ranges_are_tried_before_any_layer_is_kept_float(
     ):
         search(captures, outcome).required(INT8)
     assert search(captures, outcome, INT8).best([INT8]).artifact.recipe.method == "percentile"
-    percentile = replace(INT8, method="percentile")
+    entropy = replace(INT8, method="entropy")
     with pytest.raises(DoesNotPay, match=r"None of \d mixed recipes tried pays"):
-        search(captures, outcome).required(percentile)  # who chose a method wants that one
+        search(captures, outcome).required(entropy)  # who chose a method wants that one
 
 
 def test_where_no_mixed_recipe_helps_float_is_the_remedy(

@@ -86,7 +86,8 @@ class Candidates:
             sqnr_db=worst_sqnr(proof.outputs),
             size_bytes=artifact.model_size,
         )
-        if self._evaluation is not None and proof.level != "static":
+        # Float artifacts keep the eager model's numbers; an interpreter's minutes buy nothing.
+        if recipe.quantized and self._evaluation is not None and proof.level != "static":
             attempt = self._evaluated(attempt, artifact, self._evaluation)
         made = Made(artifact, proof, replace(attempt, seconds=time.monotonic() - begun))
         self._made[recipe] = made

@@ -9,7 +9,7 @@ from typing import Self
 
 import pytest
 
-from edgekit import host, speed
+from edgekit import speed
 from edgekit.artifact import Artifact
 from edgekit.recipe import FP32, INT8
 from edgekit.spec import Array, Arrays
@@ -84,19 +84,35 @@ def test_both_run_in_turn_after_one_run_that_is_not_counted(clock: Clock) -> Non
     first_is_slow = itertools.chain([9.0], itertools.repeat(0.01))
     backend = Clocked(clock, [0.01], [0.01])
     backend.times[FAST.name] = iter(first_is_slow)
-    found = race(backend, SLOW, FAST, {}, rounds=3)
+    found = race(backend, SLOW, FAST, {}, threads=1, rounds=3)
     assert found.ms == pytest.approx(10)
     assert clock.runs == [SLOW.name, FAST.name] * (len(clock.runs) // 2)
-    assert clock.threads == [host.cores()] * 2
+
+
+def test_one_thread_and_all_cores_are_raced_and_the_worse_of_them_counts(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekit.speed.host.cores", lambda: 4)
+
+    class Threaded(Clocked):
+        def open(self, artifact: Artifact, *, threads: int | None = None) -> ClockedSession:
+            fast = {1: 0.008, 4: 0.001}[threads or 0]
+            self.times = {SLOW.name: itertools.repeat(0.004), FAST.name: itertools.repeat(fast)}
+            return super().open(artifact, threads=threads)
+
+    found = race(Threaded(clock, [0.004], [0.004]), SLOW, FAST, {}, rounds=3)
+    assert clock.threads == [1, 1, 4, 4]
+    assert found.threads == 1
+    assert found.ratio == pytest.approx(0.5)
 
 
 def test_a_model_that_takes_seconds_is_not_run_for_hours(clock: Clock) -> None:
-    race(Clocked(clock, [20.0], [10.0]), SLOW, FAST, {})
+    race(Clocked(clock, [20.0], [10.0]), SLOW, FAST, {}, threads=1)
     assert len(clock.runs) == 2 * (1 + 3 * 3)  # three rounds of three, whatever they take
 
 
 def test_a_fast_model_is_run_long_enough_in_each_round(clock: Clock) -> None:
-    race(Clocked(clock, [0.001], [0.001]), SLOW, FAST, {}, rounds=2)
+    race(Clocked(clock, [0.001], [0.001]), SLOW, FAST, {}, threads=1, rounds=2)
     assert clock.now == pytest.approx(2 * speed.ROUND_SECONDS, rel=0.05)
 
 

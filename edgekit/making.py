@@ -96,7 +96,7 @@ def lowered(adapter: Backend, recipe: Recipe, program: Program) -> Artifact:
 
 
 def _with_ends(recipe: Recipe, program: Program) -> tuple[str, ...]:
-    """The first and the last weighted layer stay float, as the paper has it (section 4.1)."""
+    """The first and the last weighted layer stay float, as in the paper."""
     from edgekit.selection import node_entries
     from edgekit.sensitivity import weighted_nodes
 

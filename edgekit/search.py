@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from string import ascii_lowercase
 from typing import TYPE_CHECKING
 
 from edgekit.accuracy import Classes, Labelled, accuracy, answers
@@ -256,10 +257,15 @@ class Candidates:
         base = replace(
             self.base, attempt=replace(self.base.attempt, float_bytes=self.base.attempt.size_bytes)
         )
-        passed = [base]
-        for recipe in recipes:
-            passed += self._candidate(recipe)
         by_time = self._runs_here(base.proof) and self._budget.prefer == "latency"
+        passed = [base]
+        for recipe in recipes if by_time else sorted(recipes, key=_bits):
+            smaller = [each for each in passed if _holds_less(each.artifact.recipe, recipe)]
+            if smaller and not by_time:
+                name = smaller[-1].artifact.name
+                self._not_tried(recipe, f"{name} has fewer bits and is within the budget")
+            else:
+                passed += self._candidate(recipe)
         chosen = max(passed, key=_ratio) if by_time else min(passed, key=_size)
         quality = "fastest" if by_time else "smallest"
         for made in passed:
@@ -288,7 +294,7 @@ class Candidates:
         repaired = self._repaired(recipe, made).made
         return [repaired] if repaired is not None else []
 
-    def _not_tried(self, recipe: Recipe, cause: EdgekitError) -> None:
+    def _not_tried(self, recipe: Recipe, cause: EdgekitError | str) -> None:
         name = f"{self._adapter.name}-{recipe.precision}"
         reason = str(cause).splitlines()[0]
         self.attempts.append(Attempt(name, recipe).judged("not tried", reason))
@@ -303,6 +309,17 @@ class _Repaired:
 
 def _ratio(made: Made) -> float:
     return made.attempt.speed.ratio if made.attempt.speed is not None else 1.0
+
+
+def _holds_less(recipe: Recipe, other: Recipe) -> bool:
+    """Whether it is smaller by its bits alone; what else a target quantizes may differ."""
+    alike = recipe.activations == other.activations or not other.quantized
+    return alike and _bits(recipe) < _bits(other)
+
+
+def _bits(recipe: Recipe) -> int:
+    """Of a weight."""
+    return int(recipe.weights.lstrip(ascii_lowercase))
 
 
 def _size(made: Made) -> int:

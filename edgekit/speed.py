@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
 
@@ -15,6 +16,8 @@ ROUNDS = 9
 ROUND_SECONDS = 0.2  # of both together; long enough for 20 runs of most models
 FEWEST_RUNS = 3
 LONGEST_SECONDS = 30.0
+# Two sessions of one file differ by a percent or two; nobody feels less.
+LEAST_GAIN = 1.02
 # Of the rounds, so many must agree before a difference is more than noise.
 AGREEING = 0.85
 
@@ -38,7 +41,7 @@ class Speed:
     @property
     def faster(self) -> bool:
         """Whether the second is faster, by more than noise."""
-        return self.ratio > 1.0 and self.agreeing >= AGREEING
+        return self.ratio > LEAST_GAIN and self.agreeing >= AGREEING
 
     def __str__(self) -> str:
         return f"{self.ratio:.2f}x ({self.low:.2f} to {self.high:.2f})"
@@ -88,6 +91,18 @@ def race(
         agreeing=sum(ratio > 1.0 for ratio in ratios) / len(ratios),
         threads=threads,
     )
+
+
+def burst(run: Callable[[], object], seconds: float) -> float:
+    """Median milliseconds of the runs that fit into ``seconds``, after one to settle."""
+    run()
+    times: list[float] = []
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(times) < FEWEST_RUNS:
+        before = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - before))
+    return median(times)
 
 
 def _round(slow: Session, fast: Session, sample: Arrays) -> tuple[float, float]:

@@ -39,7 +39,7 @@ from edgekit.source import resolve
 from edgekit.speed import race
 from edgekit.verify import verify
 
-SWITCHES = 9
+SWITCHES = 9  # once where an interpreter runs: there a switch is to parse the package again
 
 
 def compare_widths(
@@ -63,7 +63,7 @@ def compare_widths(
         if not isinstance(session, Switchable):
             raise edgekit.UsageError(f"{adapter.name} does not switch.")
         for bits in WIDTHS:
-            switch = _switch_ms(session, bits, model)
+            switch = _switch_ms(session, bits, model, 1 if _emulated(adapter) else SWITCHES)
             session.set_bits(bits)
             right = [session.run(sample) for sample in model.samples]
             with adapter.open(separate[bits]) as other:
@@ -95,11 +95,15 @@ def _codes(artifact: Artifact) -> int:
     return sum(int(place["count"]) for place in codes["places"])
 
 
-def _switch_ms(session: edgekit.Session, bits: int, model: Model) -> float:
+def _emulated(adapter: Backend) -> bool:
+    return isinstance(adapter, Emulation) and bool(adapter.emulation)
+
+
+def _switch_ms(session: edgekit.Session, bits: int, model: Model, switches: int) -> float:
     """Median milliseconds of a switch to ``bits`` and the first answer, less those of a run."""
     assert isinstance(session, Switchable)
     sample, times = model.samples[0], []
-    for _ in range(SWITCHES):
+    for _ in range(switches):
         session.set_bits(8 if bits != 8 else 2)
         session.run(sample)
         start = time.perf_counter()
@@ -123,7 +127,7 @@ def _quality(
 
 
 def _speed(adapter: Backend, plain: Artifact, artifact: Artifact, model: Model) -> str:
-    if isinstance(adapter, Emulation) and adapter.emulation:
+    if _emulated(adapter):
         return "on the device"
     return str(race(adapter, plain, artifact, model.samples[0]))
 

@@ -15,7 +15,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,6 +29,7 @@ from edgekit.capture import capture, reference_from
 from edgekit.model import Model
 from edgekit.recipe import FP32
 from edgekit.source import resolve
+from edgekit.speed import burst
 
 MODELS = ("partialnet-t0", "fasternet-t0")
 TARGETS = ("onnxruntime", "executorch")
@@ -66,18 +66,6 @@ def variants(name: str, threads: int, stack: ExitStack) -> Runs:
     return runs
 
 
-def burst(run: Callable[[], object]) -> float:
-    """Median milliseconds of the runs that fit into a burst, after one to settle."""
-    run()
-    times: list[float] = []
-    start = time.perf_counter()
-    while time.perf_counter() - start < BURST_SECONDS or len(times) < 5:
-        before = time.perf_counter()
-        run()
-        times.append(1e3 * (time.perf_counter() - before))
-    return statistics.median(times)
-
-
 def measure(threads: int, rounds: int) -> dict[str, list[float]]:
     """Medians of every variant, round by round."""
     torch.set_num_threads(threads)
@@ -89,7 +77,7 @@ def measure(threads: int, rounds: int) -> dict[str, list[float]]:
         for number in range(rounds):
             print(f"{threads} threads, round {number + 1} of {rounds}", file=sys.stderr)
             for title, run in runs.items():
-                medians[title].append(burst(run))
+                medians[title].append(burst(run, BURST_SECONDS))
     return medians
 
 

@@ -122,6 +122,8 @@ def test_a_fast_model_is_run_long_enough_in_each_round(clock: Clock) -> None:
         (1.3, 1.0, True),
         (1.3, AGREEING, True),
         (1.3, AGREEING - 0.01, False),
+        (1.03, 1.0, True),
+        (1.01, 1.0, False),
         (1.0, 1.0, False),
         (0.9, 1.0, False),
     ],

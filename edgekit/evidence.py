@@ -274,6 +274,7 @@ class Shipped:
         return {
             **self.proof,
             "level": "on-device",
+            "as_written_db": None,  # of the machine that made the bundle
             "samples": len(pairs),
             "outputs": [_finite(asdict(deviation)) for deviation in deviations],
             "failures": reasons,

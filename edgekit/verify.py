@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from edgekit import host
 from edgekit.artifact import Artifact
@@ -76,6 +76,8 @@ class Proof:
     ``level`` is ``static``, ``emulated``, ``executed`` or ``on-device``; ``failures`` is empty
     where the proof holds. ``host`` names the processor, since kernels differ in result;
     ``notes`` are for the reader, what a ``static`` proof could not run among them.
+    ``as_written_db`` is the worst output's SQNR by the unfused arithmetic that the file says,
+    None where the runtime's integer kernels cannot differ from it by saturation.
     """
 
     artifact: str
@@ -87,6 +89,7 @@ class Proof:
     failures: tuple[str, ...]
     host: dict[str, object]
     notes: tuple[str, ...] = ()
+    as_written_db: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -174,9 +177,12 @@ def verify(
             level, notes = evidence.level, evidence.notes
             failures += [evidence.cause] if failures and evidence.cause else []
             failures += evidence.faults
+        written = None
         if artifact.recipe.quantized and isinstance(session, AsWritten) and session.saturation:
-            failures += _saturated(session, reference, outputs, deviations, limits)
-        return _proof(artifact, reference, limits, level, deviations, failures, notes)
+            written, lost = _as_written(session, reference, outputs, deviations, limits)
+            failures += lost
+        proof = _proof(artifact, reference, limits, level, deviations, failures, notes)
+        return replace(proof, as_written_db=written)
 
 
 # Fused and unfused integer kernels round otherwise, which costs either way; measured, that was
@@ -184,14 +190,14 @@ def verify(
 MOST_SATURATION_DB = 2.0
 
 
-def _saturated(
+def _as_written(
     session: AsWritten,
     reference: Reference,
     outputs: Sequence[str],
     deviations: Sequence[Deviation],
     limits: Limits,
-) -> list[str]:
-    """Why the run is not what the file says, where the runtime's kernels lose by it."""
+) -> tuple[float | None, list[str]]:
+    """The worst SQNR of the file's own arithmetic, and why the run is not that, if it is not."""
     written = [session.run_as_written(sample) for sample in reference.samples]
     exact, _ = compare(outputs, reference.expected, written, limits)
     for run, file in zip(deviations, exact, strict=False):
@@ -202,8 +208,9 @@ def _saturated(
                 f"Output {run.output!r}: as run, SQNR is {run.sqnr_db:.1f} dB from eager; by the "
                 f"arithmetic that the file says, {file.sqnr_db:.1f} dB. {session.saturation}"
             )
-            return [text.strip()]
-    return []
+            return file.sqnr_db, [text.strip()]
+    finite = [each.sqnr_db for each in exact if each.sqnr_db is not None]
+    return min((each for each in finite if math.isfinite(each)), default=None), []
 
 
 def prove(

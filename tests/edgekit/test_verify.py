@@ -537,6 +537,13 @@ def test_what_holds_no_integers_is_run_once() -> None:
     assert run_by(Saturating(run_db=25.0, written_db=90.0), precision="fp16").passed
 
 
+def test_a_proof_of_integers_says_how_far_the_file_itself_is_from_eager() -> None:
+    proof = run_by(Saturating(run_db=34.8, written_db=35.0))
+    assert proof.as_written_db == pytest.approx(35.0, abs=0.01)
+    assert Proof.from_json(json.loads(json.dumps(proof.to_json()))) == proof
+    assert compare([NORMAL], [NORMAL]).as_written_db is None
+
+
 def test_a_limit_that_is_none_demands_nothing() -> None:
     limits = Limits(None, None, 10.0, None, "for this test")
     reference = Reference(({"x": np.zeros(1)},), ({"y": np.array([1, 2, 3])},), "here")

@@ -142,7 +142,7 @@ def _quantization_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAMES",
-        help="modules, ops or graph nodes not to quantize, with commas",
+        help="modules, ops or graph nodes (%%conv2d is the node) not to quantize, with commas",
     )
     group.add_argument("--recipe", type=Path, metavar="FILE", help="all of this as TOML")
 

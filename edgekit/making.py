@@ -45,7 +45,7 @@ class Captures:
     def calibration(self) -> Calibration:
         """The data given, else the model's own real samples. Raises ``BadInput`` for neither."""
         if self._calibration is None:
-            if not self.model.samples_are_real:
+            if self.model.samples_drawn or not self.model.samples:
                 raise BadInput(
                     f"{self.model.name} has no real inputs of its own, and int8 needs the ranges "
                     "that real inputs give; say --calibration FOLDER, or an .npz of stacked inputs."

@@ -22,6 +22,7 @@ class Model:
     rebuilds ``module`` as an equal module in a form (``"concat"``, ``"two-stream"``) that a
     backend is fast on; it must change no number but by rounding, and the proof holds it to
     that: the reference is always ``module`` itself. ``card`` is Markdown about the model.
+    ``samples_drawn`` says that some samples are random numbers, which no range is measured on.
     """
 
     module: nn.Module
@@ -35,12 +36,10 @@ class Model:
     licence: str = ""
     card: str = ""
     deploy: Callable[[nn.Module, str, tuple[TensorSpec, ...]], nn.Module] | None = None
+    samples_drawn: bool = False
 
-    @property
-    def samples_are_real(self) -> bool:
-        """Whether the samples came with the model or the user, rather than from a generator."""
-        return bool(self.samples) and "random" not in self.samples_source
-
-    def with_samples(self, samples: tuple[Arrays, ...], source: str) -> Model:
-        """The same model, proven on other samples."""
-        return replace(self, samples=samples, samples_source=source)
+    def with_samples(
+        self, samples: tuple[Arrays, ...], source: str, *, drawn: bool = False
+    ) -> Model:
+        """The same model, proven on other samples; ``drawn`` where some are random numbers."""
+        return replace(self, samples=samples, samples_source=source, samples_drawn=drawn)

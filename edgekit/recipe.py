@@ -138,7 +138,7 @@ def recipe_from_toml(path: Path) -> Recipe:
         precision = "int8"
         calibration = "percentile"              # min-max, entropy or percentile
         cpu = "avx2"                            # avx2, vnni or arm64
-        keep-float = ["head", "softmax"]        # modules, ops, or nodes of the graph
+        keep-float = ["head", "softmax"]        # modules, ops, or nodes of the graph: "%conv2d"
 
     Raises ``BadRecipe``, or ``UnknownName`` for a key or a value that does not exist.
     """

@@ -51,7 +51,8 @@ def resolve(
         return found.with_samples(read, f"the user's files: {samples.name}")
     if found.samples:
         return replace(found, samples=regroup(found.samples, found.inputs))
-    return found.with_samples(draw_samples(found.inputs, found.image), "random, seed 0")
+    drawn = draw_samples(found.inputs, found.image)
+    return found.with_samples(drawn, "random, seed 0", drawn=True)
 
 
 def find_torch() -> object | None:
@@ -150,7 +151,8 @@ def _from_module(module: object, inputs: Inputs, *, origin: str) -> Model:
     given = arrays_from_examples(checked, inputs)
     drawn = draw_samples(model.inputs)[1:] if all(_free(spec) for spec in model.inputs) else ()
     extra = f" and {len(drawn)} random ones, seed 0" if drawn else ""
-    return model.with_samples((given, *drawn), f"the example inputs{extra}")
+    source = f"the example inputs{extra}"
+    return model.with_samples((given, *drawn), source, drawn=bool(drawn))
 
 
 def _free(spec: TensorSpec) -> bool:

@@ -62,6 +62,7 @@ def test_a_factory_with_examples_beside_it_needs_nothing_more(user_file: Path) -
     assert model.inputs == (TensorSpec("x", (1, 4), "float32"),)
     np.testing.assert_array_equal(model.samples[0]["x"], np.ones((1, 4), np.float32))
     assert model.samples_source == "the example inputs and 3 random ones, seed 0"
+    assert model.samples_drawn
 
 
 def test_inputs_on_the_command_line_win_over_the_examples(user_file: Path) -> None:
@@ -161,6 +162,7 @@ def test_the_users_samples_are_read_from_files(tmp_path: Path) -> None:
     model = resolve(nn.Linear(3, 1), ["input=1x3"], samples=tmp_path / "a.npz")
     assert model.samples[0]["input"].tolist() == [[7, 7, 7]]
     assert model.samples_source == "the user's files: a.npz"
+    assert not model.samples_drawn
 
 
 def test_samples_that_do_not_fit_are_a_sentence(tmp_path: Path) -> None:

@@ -162,12 +162,15 @@ def test_a_disk_that_fills_up_names_the_remedy(
 
 
 SLOW_EXPORT = """
-import sys, time, torch
+import signal, sys, time, torch
 from pathlib import Path
 from edgekit import cli, export
 from edgekit.testing import ReplayBackend
 
 plain = Path.write_bytes
+
+# A shell that runs the tests in the background hands its children an ignored SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def slow(path, content):
     plain(path, content)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,7 +17,6 @@ from edgekit.program import Program
 from edgekit.samples import draw_samples
 from edgekit.source import resolve
 
-MODULES = ("tensorrt", "tensorrt_rtx_bindings")
 Make = Callable[..., Program]
 
 
@@ -74,14 +71,6 @@ def from_integers(model: onnx.ModelProto) -> set[str]:
         for name in node.input
         if name in made and made[name].op_type == "DequantizeLinear"
     }
-
-
-@pytest.fixture(scope="session")
-def tensorrt() -> None:
-    """Skips where NVIDIA's bindings are missing, unless they must be there."""
-    required = "tensorrt" in os.environ.get("EDGEKIT_REQUIRED", "").split(",")
-    if not required and not any(importlib.util.find_spec(name) for name in MODULES):
-        pytest.skip("NVIDIA's bindings are not installed")
 
 
 @pytest.fixture(scope="session")

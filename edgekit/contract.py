@@ -8,13 +8,16 @@ would reject an adapter whose attribute has a narrower type.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self, runtime_checkable
 
 from edgekit.artifact import Artifact
+from edgekit.decode.stepper import Stepper
+from edgekit.decoder import Decoder
+from edgekit.language import LanguageModel
 from edgekit.model import Model
 from edgekit.program import Program
 from edgekit.recipe import Recipe
@@ -197,6 +200,29 @@ class Emulation(Protocol):
         ...
 
 
+@runtime_checkable
+class Decodes(Protocol):
+    """A backend that runs language models."""
+
+    @property
+    def decoder_recipes(self) -> tuple[Recipe, ...]:
+        """The recipes that it makes of them, best first: of fp32, fp16, int8-weights, int4."""
+        ...
+
+    def lower_decoder(
+        self, decoder: Decoder, recipe: Recipe, folder: Path, report: Callable[[str], None]
+    ) -> Artifact:
+        """The artifact, its files written into ``folder``, which is empty and the caller's.
+
+        ``report`` hears of each step. Raises ``UnsupportedRecipe`` or ``LoweringFailed``.
+        """
+        ...
+
+    def open_decoder(self, artifact: Artifact, *, threads: int | None = None) -> Stepper:
+        """A stepper; it may be an ``Evidence`` too, and is then worth what it says."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """A setting of a backend: ``--<target>-<name>`` on the command line."""
@@ -228,6 +254,15 @@ class Zoo(Protocol):
 
     def load(
         self, name: str, *, weights: Path | None = None, inputs: tuple[TensorSpec, ...] = ()
-    ) -> Model:
+    ) -> Model | LanguageModel:
         """The model, with the user's weights and input sizes where given."""
+        ...
+
+
+@runtime_checkable
+class LoadsLanguage(Protocol):
+    """A zoo that reads language models as others publish them."""
+
+    def load_language(self, path: Path) -> LanguageModel:
+        """From a Hugging Face folder or a GGUF file. Raises ``BadModel`` or ``DamagedFile``."""
         ...

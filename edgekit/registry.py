@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgekit.contract import Backend, Configurable, Emulation, Option, Preferences, Zoo
 from edgekit.errors import EdgekitError, MissingRuntime, UnknownName, UnsupportedRecipe
+from edgekit.language import LanguageModel
 from edgekit.model import Model
 from edgekit.recipe import FP32, Recipe
 from edgekit.spec import TensorSpec
@@ -118,7 +119,7 @@ def zoo_models() -> dict[str, str]:
 
 def load_zoo_model(
     name: str, *, weights: Path | None = None, inputs: tuple[TensorSpec, ...] = ()
-) -> Model:
+) -> Model | LanguageModel:
     """The zoo model called ``name``. Raises ``UnknownName``."""
     for zoo in _zoos():
         if name in zoo.models:

@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from edgekit.artifact import Artifact
+from edgekit.blocks import Blocks
 from edgekit.bundle import Bundle, write_bundle
 from edgekit.contract import Finding
+from edgekit.decoder import Decoder, DecoderSpec
 from edgekit.errors import LoweringFailed
 from edgekit.manifest import ArtifactEntry, Manifest
 from edgekit.program import Program, Reference
@@ -275,3 +277,40 @@ def example_bundle(
         readme="x\n",
         overwrite=overwrite,
     )
+
+
+def tiny_decoder(
+    *, seed: int = 0, bits: int | None = None, capacity: int = 96, **sizes: Any
+) -> Decoder:
+    """A random decoder of two layers; ``sizes`` are fields of ``DecoderSpec``.
+
+    With ``bits``, every matrix comes in blocks of 32 with offsets, as a file's own would.
+    """
+    head_dim = int(sizes.get("head_dim", 16))
+    given: dict[str, Any] = {
+        **{"layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": head_dim},
+        **{"ffn": 96, "vocabulary": 128, "context": 512, "epsilon": 1e-5},
+        "rope": tuple(float(1e4 ** (-i / head_dim)) for i in range(0, head_dim, 2)),
+    }
+    spec = DecoderSpec(**{**given, **sizes})
+    rng = np.random.default_rng(seed)
+    weights: dict[str, Any] = {}
+    for name, shape in spec.shapes().items():
+        values = rng.standard_normal(shape).astype(np.float32)
+        if len(shape) == 1:
+            weights[name] = 1 + 0.1 * values if name.endswith("norm") else 0.1 * values
+        elif bits is None:
+            weights[name] = values * np.float32(shape[1] ** -0.5)
+        else:
+            weights[name] = _random_blocks(rng, shape, bits)
+    return Decoder(spec, weights, capacity)
+
+
+def _random_blocks(rng: np.random.Generator, shape: tuple[int, ...], bits: int) -> Blocks:
+    blocks = (shape[0], shape[1] // 32)
+    # Scales and offsets are float16 numbers, as in files.
+    unit = shape[1] ** -0.5 / 2 ** (bits - 2)
+    scales = (unit * rng.uniform(0.5, 1.0, blocks)).astype(np.float16).astype(np.float32)
+    offsets = (unit * rng.uniform(-1.0, 1.0, blocks)).astype(np.float16).astype(np.float32)
+    codes = rng.integers(0, 2**bits, shape).astype(np.uint8)
+    return Blocks(codes, scales, bits, offsets)

@@ -1,0 +1,126 @@
+"""Stepper: a decoder with its key-value cache, opened for running; and what feeds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from edgekit.errors import BadInput
+from edgekit.spec import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one pass answers, for each row asked for: arrays that hold until the next pass.
+
+    ``logits`` are float32 [rows, vocabulary]; ``hidden``, float32 [rows, hidden], is what the
+    head multiplied: the state after the last norm.
+    """
+
+    logits: Array
+    hidden: Array
+
+
+class Stepper(Protocol):
+    """A language model in a runtime. Nothing is loaded before entry; all is freed after exit."""
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens the cache holds, padding included."""
+        ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def length(self) -> int:
+        """How many tokens it has seen and kept."""
+        ...
+
+    @property
+    def widths(self) -> Sequence[int]:
+        """The numbers of tokens that one pass may have, ascending: buckets, or a ``range``."""
+        ...
+
+    @property
+    def exact_widths(self) -> Sequence[int]:
+        """Those of ``widths`` among which a row's result is equal to the bit, whatever its
+        neighbours are and however the tokens before it were cut into passes; () where nobody
+        has measured it on this runtime."""
+        ...
+
+    def step(
+        self,
+        tokens: Sequence[int],
+        *,
+        parents: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Rows:
+        """Feed tokens, ``len(tokens)`` one of ``widths``; all are kept until rewound.
+
+        A chain, unless ``parents`` gives each token's parent, an index before its own, -1 for
+        what was kept before: then a token sees its ancestors and itself, and stands one position
+        behind its parent. ``rows`` are the indices whose results are wanted, all by default.
+        Raises ``BadInput`` where the cache would overflow.
+        """
+        ...
+
+    def rewind(self, length: int) -> None:
+        """Keep the first ``length`` tokens and forget the rest."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def fitting(widths: Sequence[int], count: int) -> int:
+    """The least of ``widths`` that holds ``count`` tokens, else the widest."""
+    return next((width for width in widths if width >= count), widths[-1])
+
+
+def feed(
+    stepper: Stepper,
+    tokens: Sequence[int],
+    *,
+    widths: Sequence[int] | None = None,
+    chunk: int = 256,
+    report: Callable[[int], None] = lambda _fed: None,
+) -> Rows:
+    """Feed any number of tokens in passes of ``widths``; the results of the last token alone.
+
+    What is left over is padded with token 0, and the padding rewound, so it costs time and no
+    number. No pass is wider than ``chunk``, which bounds the memory of a long prompt. ``report``
+    hears how many tokens have been fed. Raises ``BadInput`` where they do not fit.
+    """
+    if not tokens:
+        raise BadInput("there is no token to feed; a prompt has at least one.")
+    allowed = [w for w in (widths or stepper.exact_widths or stepper.widths) if w <= chunk]
+    allowed = allowed or list(stepper.widths)[:1]
+    start = stepper.length
+    if start + len(tokens) > stepper.capacity:
+        raise BadInput(
+            f"{start + len(tokens)} tokens do not fit the {stepper.capacity} that the cache holds; "
+            "shorten the text, or export with a larger --context."
+        )
+    fed, answer = 0, None
+    while fed < len(tokens):
+        part = list(tokens[fed : fed + allowed[-1]])
+        fit = fitting(allowed, len(part))
+        if stepper.length + fit > stepper.capacity:  # no room to pad: the most that fits whole
+            fit = max((w for w in stepper.widths if w <= len(part)), default=0)
+            part = part[:fit]
+        padding = [0] * (fit - len(part))
+        answer = stepper.step(part + padding, rows=[len(part) - 1])
+        fed += len(part)
+        stepper.rewind(start + fed)
+        report(fed)
+    assert answer is not None
+    return answer

@@ -12,8 +12,10 @@ from edgekit.artifact import Artifact
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.classes import top_labels
 from edgekit.contract import Backend, Finding, Session
+from edgekit.decode.sampling import Sampling
 from edgekit.errors import EdgekitError, MissingRuntime, NotProven, UsageError
 from edgekit.export import check, export
+from edgekit.generation import TextModel
 from edgekit.image import ImageInput, read_image
 from edgekit.model import Model
 from edgekit.profile import Measurement, profile
@@ -39,8 +41,10 @@ __all__ = [
     "Proof",
     "Recipe",
     "Reference",
+    "Sampling",
     "Session",
     "TensorSpec",
+    "TextModel",
     "UsageError",
     "backend",
     "backend_names",

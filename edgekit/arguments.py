@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import edgekit
 from edgekit.accuracy import METRICS
+from edgekit.decode.sampling import Sampling
 from edgekit.errors import UsageError
 from edgekit.gate import PREFERENCES, Budget
 from edgekit.planning import Quantization
@@ -42,7 +43,14 @@ def parser() -> argparse.ArgumentParser:
     exported = verb("export", "make and prove artifacts")
     _model_arguments(exported)
     exported.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    exported.add_argument("--samples", type=Path, help="real inputs to prove on: .npz, or folder")
+    exported.add_argument(
+        "--samples",
+        type=Path,
+        help="what to prove on: .npz or folder of inputs; of a language model a text",
+    )
+    exported.add_argument(
+        "--context", type=_positive, metavar="N", help="language models: tokens of a conversation"
+    )
     exported.add_argument("--overwrite", action="store_true", help="replace the bundle DIR")
     exported.add_argument(
         "--unproven-ok",
@@ -73,14 +81,36 @@ def parser() -> argparse.ArgumentParser:
     )
     ran.add_argument("--top", type=_positive, default=3, help="labels to show")
     ran.add_argument("-o", "--output", type=Path, help="write the outputs of one INPUT as .npz")
+    generated = verb("generate", "text from a language model's bundle, streamed")
+    _generate_arguments(generated)
     reported = verb("report", "proofs and measurements of bundles")
     reported.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
     reported.add_argument("-o", "--output", type=Path, metavar="FILE", help="write an HTML page")
     return top
 
 
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    plain = Sampling()
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--prompt", metavar="TEXT")
+    parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="a text in UTF-8")
+    parser.add_argument("--chat", action="store_true", help="as a question, by the chat template")
+    parser.add_argument("--artifact", help="such as onnxruntime-int4; default: the fittest here")
+    parser.add_argument("--threads", type=_positive, help="default: all cores")
+    parser.add_argument("--max-tokens", type=_positive, default=256, metavar="N")
+    parser.add_argument(
+        "--temperature", type=float, default=plain.temperature, help="default 0: the likeliest"
+    )
+    parser.add_argument("--top-k", type=int, default=plain.top_k, metavar="K", help="0: all")
+    parser.add_argument("--top-p", type=float, default=plain.top_p, metavar="P", help="1: all")
+    parser.add_argument("--min-p", type=float, default=plain.min_p, metavar="P", help="0: all")
+    parser.add_argument("--seed", type=int, default=plain.seed, help="equal seeds, equal texts")
+
+
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a zoo name, or path/to/file.py:factory")
+    parser.add_argument(
+        "model", help="a zoo name, path/to/file.py:factory, a Hugging Face folder or a .gguf file"
+    )
     parser.add_argument(
         "--target", required=True, help=f"all, or of {', '.join(backend_names())} with commas"
     )
@@ -135,6 +165,13 @@ def _quantization_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DB",
         help="without labels",
     )
+    group.add_argument(
+        "--max-rise",
+        type=_amount,
+        default=Budget().max_rise,
+        metavar="PERCENT",
+        help="of a language model's perplexity",
+    )
     group.add_argument("--prefer", choices=PREFERENCES, default="latency", help="what to win")
     group.add_argument("--cpu", default="auto", help=f"auto, {', '.join(CPUS[1:])}")
     group.add_argument(
@@ -153,7 +190,7 @@ def quantization(asked: Arguments) -> Quantization:
         calibration=asked.calibration,
         labelled=asked.labels,
         metric=asked.metric,
-        budget=Budget(asked.max_drop, asked.min_sqnr, asked.prefer),
+        budget=Budget(asked.max_drop, asked.min_sqnr, asked.prefer, asked.max_rise),
         method=asked.calibration_method,
         cpu=asked.cpu,
         keep_float=tuple(name for names in asked.keep_float for name in names.split(",") if name),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,8 +16,9 @@ from edgekit.errors import DamagedFile, StorageError, UnknownName, UsageError
 from edgekit.evidence import ON_DEVICE, PERFORMANCE, digest_of
 from edgekit.files import PARTIAL, sha256, staged_folder, storage_errors, write_whole
 from edgekit.gate import TRIED, Attempt
+from edgekit.language_reference import LanguageReference
 from edgekit.layers import Layer, read_layers
-from edgekit.manifest import NAME, Manifest, read_manifest
+from edgekit.manifest import NAME, LanguageEntry, Manifest, read_manifest
 from edgekit.program import Reference
 from edgekit.registry import distance
 from edgekit.samples import read_npz
@@ -135,6 +137,20 @@ class Bundle:
         if not isinstance(listed, list):
             raise DamagedFile(f"{path} is no list of attempts.")
         return [Attempt.from_json(each) for each in listed]
+
+    @property
+    def language(self) -> LanguageEntry:
+        """What makes text of its tokens. Raises ``UsageError`` where it holds no language model."""
+        if self.manifest.language is None:
+            raise UsageError(
+                f"{self.folder} holds {self.manifest.model}, which is no language model; use "
+                "edgekit run for it."
+            )
+        return self.manifest.language
+
+    def language_reference(self) -> LanguageReference:
+        """What eager answered to prompts and to a text."""
+        return LanguageReference.from_bytes((self.folder / self.language.reference).read_bytes())
 
     def reference(self) -> Reference:
         """The samples with the eager outputs."""
@@ -260,8 +276,7 @@ def write_bundle(
             _write(temporary / name, data)
         for artifact, proof in zip(artifacts, proofs, strict=True):
             for name, content in artifact.files.items():
-                data = content if isinstance(content, bytes) else content.read_bytes()
-                _write(temporary / artifact.name / name, data)
+                _write(temporary / artifact.name / name, content)
             _write(temporary / artifact.name / PROOF, _dump(proof.to_json()).encode())
         for name, sample, expected in zip(
             manifest.samples, reference.samples, reference.expected, strict=True
@@ -278,9 +293,12 @@ def write_bundle(
     return Bundle(folder, manifest)
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        shutil.copyfile(content, path)  # weights may be larger than the memory
 
 
 def _write_sample(path: Path, sample: Mapping[str, Array], expected: Mapping[str, Array]) -> None:

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from edgekit import doctor
+from edgekit import doctor, language_cli
 from edgekit.arguments import Arguments, options, parser, quantization
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.classes import top_labels
@@ -128,12 +128,15 @@ def _export(asked: Arguments) -> int:
             unproven_ok=asked.unproven_ok,
             quantization=quantization(asked),
             options=options(asked),
+            context=asked.context,
             report=progress,
         )
     for override in bundle.manifest.overrides:
         print(f"warning: {override}", file=sys.stderr)
-    _warn_of_notes([bundle.proof(name) for name in bundle.artifacts])
-    texts = [bundle_table(bundle), tried_table(bundle.tried()), f"written: {asked.output}"]
+    proofs = [bundle.proof(name) for name in bundle.artifacts]
+    _warn_of_notes(proofs)
+    texts = [bundle_table(bundle), language_cli.decoding_table(proofs)]
+    texts += [tried_table(bundle.tried()), f"written: {asked.output}"]
     _print(asked, bundle_rows(bundle), "\n\n".join(text for text in texts if text))
     return 0
 
@@ -145,8 +148,25 @@ def _warn_of_notes(proofs: Sequence[Proof]) -> None:
             print(f"warning: {proof.artifact}: {' '.join(proof.notes)}", file=sys.stderr)
 
 
+def _generate(asked: Arguments) -> int:
+    return language_cli.generate(asked)
+
+
+def _verify_language(asked: Arguments, bundle: Bundle) -> int:
+    if asked.layers:
+        raise UsageError("--layers is not of language models; leave it out.")
+    proofs = language_cli.verify(bundle, _runnable(bundle, asked.artifact))
+    _warn_of_notes(proofs)
+    failures = [f"{proof.artifact}: {why}" for proof in proofs for why in proof.failures]
+    text = "\n".join([language_cli.decoding_table(proofs), *failures])
+    _print(asked, [proof.to_json() for proof in proofs], text)
+    return 1 if failures else 0
+
+
 def _verify(asked: Arguments) -> int:
     bundle = open_bundle(asked.bundle)
+    if bundle.manifest.language:
+        return _verify_language(asked, bundle)
     reference = bundle.reference()
     proofs: list[Proof] = []
     for name in _runnable(bundle, asked.artifact):
@@ -253,6 +273,8 @@ def _measurable(bundle: Bundle, name: str | None) -> list[str]:
 
 def _profile(asked: Arguments) -> int:
     bundle = open_bundle(asked.bundle)
+    if bundle.manifest.language:
+        return language_cli.profile(bundle, _measurable(bundle, asked.artifact), asked)
     measurements = []
     for name in _measurable(bundle, asked.artifact):
         with Progress().shown() as progress:
@@ -269,6 +291,8 @@ def _profile(asked: Arguments) -> int:
 
 def _run(asked: Arguments) -> int:
     bundle = open_bundle(asked.bundle)
+    if bundle.manifest.language:
+        raise UsageError(f"{asked.bundle} holds a language model; use edgekit generate for it.")
     if asked.output and len(asked.inputs) > 1:
         raise UsageError("-o takes the outputs of one INPUT; run them one by one.")
     artifact = bundle.artifact(asked.artifact)
@@ -340,6 +364,7 @@ VERBS: dict[str, Callable[[Arguments], int]] = {
     "verify": _verify,
     "profile": _profile,
     "run": _run,
+    "generate": _generate,
     "report": _report,
 }
 

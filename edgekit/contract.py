@@ -263,6 +263,11 @@ class Zoo(Protocol):
 class LoadsLanguage(Protocol):
     """A zoo that reads language models as others publish them."""
 
+    @property
+    def language_models(self) -> Mapping[str, str]:
+        """Those of ``models`` that ``load`` gives as a ``LanguageModel``."""
+        ...
+
     def load_language(self, path: Path) -> LanguageModel:
         """From a Hugging Face folder or a GGUF file. Raises ``BadModel`` or ``DamagedFile``."""
         ...

@@ -7,34 +7,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit import host
 from edgekit.accuracy import METRICS, Labelled, check_labelled, read_labelled
 from edgekit.bundle import Bundle, check_destination, write_bundle
 from edgekit.calibration import Calibration, read_calibration
 from edgekit.card import readme
 from edgekit.contract import Backend, Finding
-from edgekit.errors import BadInput, UnknownName
+from edgekit.errors import BadInput, UnknownName, UsageError
 from edgekit.gate import PREFERENCES, TRIED, Attempt
-from edgekit.host import installed_version
+from edgekit.language import LanguageModel
+from edgekit.language_export import CONTEXT, export_language
 from edgekit.layers import layers_to_bytes
 from edgekit.making import Captures, Report, silent
 from edgekit.manifest import ArtifactEntry, Manifest
 from edgekit.model import Model
 from edgekit.planning import AUTO, Plan, Quantization, plan
 from edgekit.search import Candidates, Evaluation, Made
-from edgekit.source import Inputs, resolve
+from edgekit.source import Inputs, find_language, resolve
 from edgekit.spec import TensorSpec, check_arrays
 
 if TYPE_CHECKING:
     from torch import nn
 
-_TOOLS = (
-    *("torch", "torchao", "numpy", "onnx", "onnxscript", "onnxruntime", "executorch"),
-    *("coremltools", "onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings"),
-)
-
 
 def export(
-    model: str | nn.Module | Model,
+    model: str | nn.Module | Model | LanguageModel,
     inputs: Inputs = None,
     *,
     targets: Sequence[str | Backend],
@@ -46,6 +43,7 @@ def export(
     overwrite: bool = False,
     unproven_ok: bool = False,
     options: Mapping[str, str] | None = None,
+    context: int | None = None,
     report: Report = silent,
 ) -> Bundle:
     """Capture, lower, run and prove ``model`` for every target, and write the bundle ``out``.
@@ -58,9 +56,32 @@ def export(
     records. ``precision`` ``auto`` searches where ``quantization`` has calibration data, and is
     the target's float one where not. ``options`` are settings of targets, such as
     ``{"coreml-minimum": "iOS18"}``. ``report`` hears of each step.
+
+    A language model is a zoo name, a Hugging Face folder, a GGUF file, or a ``LanguageModel``:
+    ``context`` is the most tokens of its conversations, ``samples`` a text to prove it on.
     """
     out, quantization = Path(out), quantization or Quantization()
     check_destination(out, overwrite=overwrite)
+    language = find_language(model, weights=weights)
+    if language is not None:
+        _refuse_vision(inputs, quantization)
+        return export_language(
+            language,
+            source=model if isinstance(model, str) else "a model passed from Python",
+            targets=targets,
+            out=out,
+            precision=precision,
+            context=context or min(CONTEXT, language.spec.context),
+            text=samples,
+            max_rise=quantization.budget.max_rise,
+            overwrite=overwrite,
+            unproven_ok=unproven_ok,
+            options=options,
+            report=report,
+        )
+    if context is not None:
+        raise UsageError("--context is of language models, and this is none; leave it out.")
+    assert not isinstance(model, LanguageModel)
     plans = plan(targets, precision, options, quantization)
     resolved = resolve(model, inputs, weights=weights, samples=samples)
     captures = Captures(resolved, report, calibration=_calibration(quantization, resolved))
@@ -98,6 +119,25 @@ def export(
         extra={**layers, **_tried_file(attempts)},
         overwrite=overwrite,
     )
+
+
+def _refuse_vision(inputs: Inputs, quantization: Quantization) -> None:
+    """Raise ``UsageError`` for what was said that means nothing for a language model."""
+    said = {
+        "--input": inputs,
+        "--calibration": quantization.calibration,
+        "--calibration-method": quantization.method,
+        "--labels": quantization.labelled,
+        "--keep-float": quantization.keep_float,
+        "--recipe": quantization.recipe,
+    }
+    for name, value in said.items():
+        if value is not None and value != ():
+            raise UsageError(
+                f"{name} means nothing for a language model, whose inputs are tokens and whose "
+                "weights alone are quantized; leave it out. --samples FILE.txt is what it is "
+                "proven on."
+            )
 
 
 def _make(each: Plan, search: Candidates, *, unproven_ok: bool) -> tuple[Made, str]:
@@ -191,7 +231,6 @@ def _manifest(
 ) -> Manifest:
     model, reference = captures.model, captures.reference
     artifacts = [each.artifact for each in made]
-    versions = {tool: installed_version(tool) for tool in _TOOLS}
     adapters = {each.backend.name: each.backend for each in plans}
     calibrated = any(artifact.recipe.calibrated for artifact in artifacts)
     outputs: tuple[TensorSpec, ...] = artifacts[0].outputs
@@ -216,7 +255,7 @@ def _manifest(
         ),
         samples=tuple(f"samples/{index:04}.npz" for index in range(len(reference.samples))),
         samples_source=reference.source,
-        versions={tool: version for tool, version in versions.items() if version},
+        versions=host.tool_versions(),
         overrides=tuple(overrides),
         calibration=captures.calibration.to_json() if calibrated else None,
     )

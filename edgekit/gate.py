@@ -23,12 +23,14 @@ PREFERENCES: tuple[Prefer, ...] = ("latency", "size")
 class Budget:
     """What a quantized artifact may cost: points of top-1, or SQNR where nothing is labelled.
 
-    ``prefer`` says what it must win where the vendor's runtime runs: time, or size.
+    ``prefer`` says what it must win where the vendor's runtime runs: time, or size. ``max_rise``
+    is of a language model, whose cost is perplexity, in percent.
     """
 
     max_drop: float = 0.5
     min_sqnr_db: float = MIN_SQNR_DB
     prefer: Prefer = "latency"
+    max_rise: float = 10.0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,13 @@ _FEATURES = (
     *("avx512_bf16", "avx512_fp16", "amx_int8", "asimd", "asimdhp", "asimddp", "i8mm", "sve"),
 )
 
+# What an artifact's bytes depend on: a manifest names the version of each that was installed.
+_TOOLS = (
+    *("torch", "torchao", "numpy", "onnx", "onnxscript", "onnxruntime", "executorch"),
+    *("coremltools", "onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings"),
+    *("gguf", "tokenizers"),
+)
+
 
 @cache
 def describe() -> dict[str, object]:
@@ -84,3 +91,9 @@ def own_seconds() -> float:
     """CPU seconds that this process and its ended children have used."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+def tool_versions() -> dict[str, str]:
+    """The installed ones of the tools that make artifacts."""
+    found = {tool: installed_version(tool) for tool in _TOOLS}
+    return {tool: version for tool, version in found.items() if version}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,7 +19,8 @@ from edgekit.image import ImageInput
 from edgekit.recipe import Recipe
 from edgekit.spec import TensorSpec
 
-SCHEMA = 2  # 2: recipes of integers, and the data their ranges come from
+# 2: recipes of integers, and the data their ranges come from. 3: language models.
+SCHEMA = 3
 NAME = "manifest.json"
 
 
@@ -52,6 +53,50 @@ class ArtifactEntry:
 
 
 @dataclass(frozen=True)
+class LanguageEntry:
+    """What makes text of a bundle's tokens; paths are the bundle's.
+
+    ``context`` is the most tokens of a conversation; ``template`` is the Jinja file or "", and
+    ``turns`` the same conversation in fixed pieces of text, where it can be cut so. ``max_rise``
+    is what integers were allowed to cost, in percent of perplexity.
+    """
+
+    context: int
+    stops: tuple[int, ...]
+    tokenizer: str
+    template: str
+    reference: str
+    max_rise: float
+    turns: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """All fields as JSON values."""
+        return {**asdict(self), "stops": list(self.stops)}
+
+    @classmethod
+    def from_json(cls, value: object) -> LanguageEntry:
+        """Read what ``to_json`` wrote. Raises ``TypeError``, ``KeyError`` or ``DamagedFile``."""
+        if not isinstance(value, dict):
+            raise TypeError(f"{value!r} should be an object")
+        context, stops = value["context"], _list(value["stops"])
+        if not all(type(number) is int and number >= 0 for number in (context, *stops)):
+            raise TypeError(f"{(context, *stops)} should be whole numbers")
+        turns = value.get("turns")
+        if turns is not None and not isinstance(turns, dict):
+            raise TypeError(f"{turns!r} should be an object")
+        paths = {name: _text(value[name]) for name in ("tokenizer", "template", "reference")}
+        rise = value["max_rise"]
+        if type(rise) not in (int, float):
+            raise TypeError(f"{rise!r} should be a number")
+        return cls(context=context, stops=tuple(stops), turns=turns, max_rise=rise, **paths)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Those that must lie in the bundle."""
+        return tuple(name for name in (self.tokenizer, self.template, self.reference) if name)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything a device must know to run the bundle, and everything needed to trust it.
 
@@ -74,6 +119,7 @@ class Manifest:
     overrides: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     calibration: Mapping[str, object] | None = None
+    language: LanguageEntry | None = None
 
     def with_files(self, files: Mapping[str, str]) -> Manifest:
         """The same manifest for other file hashes."""
@@ -92,6 +138,7 @@ class Manifest:
             "artifacts": [entry.to_json() for entry in self.artifacts],
             "samples": {"files": list(self.samples), "source": self.samples_source},
             "calibration": None if self.calibration is None else dict(self.calibration),
+            "language": self.language.to_json() if self.language else None,
             "versions": dict(self.versions),
             "overrides": list(self.overrides),
             "files": dict(self.files),
@@ -148,6 +195,7 @@ def _manifest_from_json(body: dict[str, Any]) -> Manifest:
         overrides=_texts(body["overrides"]),
         files={_text(key): _text(value) for key, value in body["files"].items()},
         calibration=_calibration(body["calibration"] if body["schema"] > 1 else None),
+        language=_language(body["language"] if body["schema"] > 2 else None),
     )
 
 
@@ -170,6 +218,10 @@ def _calibration(value: object) -> Mapping[str, object] | None:
     if value is not None and not isinstance(value, dict):
         raise TypeError(f"{value!r} should be an object")
     return value
+
+
+def _language(value: object) -> LanguageEntry | None:
+    return None if value is None else LanguageEntry.from_json(value)
 
 
 def _text(value: object) -> str:
@@ -195,7 +247,8 @@ def _refuse_unlisted(path: Path, manifest: Manifest) -> None:
         for name in (entry.main, *entry.files, "proof.json")
     ]
     layers = [entry.layers for entry in manifest.artifacts if entry.layers]
-    listed = [*manifest.samples, *layers, *inside]
+    words = manifest.language.files if manifest.language else ()
+    listed = [*manifest.samples, *layers, *inside, *words]
     unlisted = [name for name in listed if name not in manifest.files]
     if unlisted:
         raise DamagedFile(f"{path} gives no hash for {unlisted[0]!r}. {_REMEDY}")

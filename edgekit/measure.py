@@ -37,14 +37,14 @@ def measure(
     adapter: Backend, artifact: Artifact, sample: Arrays, *, threads: int, runs: int
 ) -> dict[str, object]:
     """Load twice, run, time. Times in milliseconds, memory in bytes, others' load in cores."""
-    first, import_ms = _timed(lambda: adapter.open(artifact, threads=threads))
+    first, import_ms = timed(lambda: adapter.open(artifact, threads=threads))
     base = peak_memory()  # the runtime's code is in memory, the model is not
-    _drop_from_cache(artifact)
-    session, cold_ms = _timed(first.__enter__)
-    _, first_ms = _timed(lambda: session.run(sample))
+    drop_from_cache(artifact)
+    session, cold_ms = timed(first.__enter__)
+    _, first_ms = timed(lambda: session.run(sample))
     first.__exit__(None, None, None)
     second = adapter.open(artifact, threads=threads)
-    session, warm_ms = _timed(second.__enter__)
+    session, warm_ms = timed(second.__enter__)
     times, others = _time_runs(session, sample, runs)
     peak = peak_memory()
     ops = session.op_timings(sample, OP_RUNS) if isinstance(session, OpTimings) else []
@@ -62,7 +62,8 @@ def measure(
     }
 
 
-def _timed(action: Callable[[], T]) -> tuple[T, float]:
+def timed(action: Callable[[], T]) -> tuple[T, float]:
+    """What it returns, and how many milliseconds it took."""
     start = time.perf_counter_ns()
     result = action()
     return result, (time.perf_counter_ns() - start) / 1e6
@@ -87,11 +88,11 @@ def _repeat(action: Callable[[], object], least: int, seconds: float) -> list[fl
     while (spent := time.monotonic() - start) < LONGEST_SECONDS and (
         len(times) < least or spent < seconds
     ):
-        times.append(round(_timed(action)[1], 4))
+        times.append(round(timed(action)[1], 4))
     return times
 
 
-def _drop_from_cache(artifact: Artifact) -> None:
+def drop_from_cache(artifact: Artifact) -> None:
     """Ask the system to forget the files, so that the first load reads them from the disk."""
     for content in artifact.files.values():
         if isinstance(content, Path) and hasattr(os, "posix_fadvise"):

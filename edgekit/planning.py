@@ -72,15 +72,28 @@ def plan(
     any work.
     """
     options, quantization = options or {}, quantization or Quantization()
-    names = list(backend_names()) if list(targets) == ["all"] else list(targets)
-    if not names:
-        raise UsageError("no target was named; see edgekit list targets.")
-    _check_options(options, names)
+    names = target_names(targets, options)
     asked = _recipes(precision, quantization)
     backends = [configured(name, options) if isinstance(name, str) else name for name in names]
     _check_cpu(quantization.cpu, backends)
     plans = [_plan(each, recipe, quantization) for each in backends for recipe in asked]
     return list({(p.backend.name, p.recipe.precision, p.candidates): p for p in plans}.values())
+
+
+def target_names(
+    targets: Sequence[str | Backend], options: Mapping[str, str]
+) -> list[str | Backend]:
+    """The targets asked for, ``all`` spelled out; each of ``options`` is one of theirs.
+
+    Raises ``UsageError`` where there is none, or for a setting of another; ``UnknownName``.
+    """
+    names: list[str | Backend] = list(targets)
+    if names == ["all"]:
+        names = list(backend_names())
+    if not names:
+        raise UsageError("no target was named; see edgekit list targets.")
+    _check_options(options, names)
+    return names
 
 
 def _plan(adapter: Backend, recipe: Recipe | None, quantization: Quantization) -> Plan:

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from edgekit import host
 from edgekit.artifact import Artifact
 from edgekit.bundle import Bundle
 from edgekit.contract import Emulation
-from edgekit.errors import NoisyMachine, RuntimeFailed
+from edgekit.errors import NoisyMachine, RuntimeFailed, UsageError
 from edgekit.evidence import MOST_SPREAD, percentile
 from edgekit.registry import backend
 
@@ -55,20 +55,26 @@ class Measurement:
     @property
     def noise(self) -> str:
         """Why this figure should not be trusted, or ""."""
-        spread = self.percentile(90) / self.percentile(50)
-        if self.others_busy_cores is not None and self.others_busy_cores > MOST_OTHERS:
-            return (
-                f"other processes used {self.others_busy_cores:.1f} of "
-                f"{self.host['cores']} cores while it ran"
-            )
-        if spread > MOST_SPREAD:
-            return f"the slowest tenth of the runs took {spread:.1f} times the median"
-        return ""
+        return noise_of(self.times_ms, self.others_busy_cores, self.host)
 
     def to_json(self) -> dict[str, object]:
         """All fields, with the percentiles and the noise."""
         shown = {f"p{percent}_ms": self.percentile(percent) for percent in (50, 90, 99)}
         return {**shown, "noise": self.noise, **asdict(self)}
+
+
+def noise_of(
+    times_ms: Sequence[float], others_busy_cores: float | None, machine: Mapping[str, object]
+) -> str:
+    """Why the median of ``times_ms`` should not be trusted, or ""."""
+    spread = percentile(times_ms, 90) / percentile(times_ms, 50)
+    if others_busy_cores is not None and others_busy_cores > MOST_OTHERS:
+        return (
+            f"other processes used {others_busy_cores:.1f} of {machine['cores']} cores while it ran"
+        )
+    if spread > MOST_SPREAD:
+        return f"the slowest tenth of the runs took {spread:.1f} times the median"
+    return ""
 
 
 def profile(
@@ -86,17 +92,22 @@ def profile(
     figure cannot be trusted, unless ``noisy_ok``. The result goes into the bundle as perf.json.
     """
     artifact = bundle.artifact(name)
+    if bundle.manifest.language:
+        raise UsageError(
+            f"{bundle.folder} holds a language model; edgekit.language_profile.profile_language is "
+            "for it, or edgekit profile on the command line."
+        )
     if reason := unmeasurable(artifact):
         raise RuntimeFailed(reason)
     threads = threads or host.cores()
-    raw = _in_fresh_process(bundle.folder, artifact.name, threads, runs)
+    raw = in_fresh_process("edgekit.measure", bundle.folder, artifact.name, threads, runs)
     measurement = Measurement(
         artifact=artifact.name,
         device="this host",
         threads=threads,
         size_bytes=artifact.size,
         host=host.describe(),
-        **raw,
+        **{**raw, "times_ms": tuple(raw["times_ms"]), "ops": tuple(raw["ops"])},
     )
     if measurement.noise and not noisy_ok:
         raise NoisyMachine(
@@ -116,8 +127,11 @@ def unmeasurable(artifact: Artifact) -> str:
     return how and f"{artifact.name} is run by an interpreter here; to measure it, {how}."
 
 
-def _in_fresh_process(folder: Path, name: str, threads: int, runs: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "edgekit.measure", str(folder), name]
+def in_fresh_process(
+    module: str, folder: Path, name: str, threads: int, runs: int
+) -> dict[str, Any]:
+    """What ``python -m module`` measures of an artifact. Raises ``RuntimeFailed``."""
+    command = [sys.executable, "-m", module, str(folder), name]
     command += ["--threads", str(threads), "--runs", str(runs)]
     try:
         done = subprocess.run(
@@ -134,4 +148,4 @@ def _in_fresh_process(folder: Path, name: str, threads: int, runs: int) -> dict[
         last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise RuntimeFailed(f"{name} could not be measured: {last[0]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {**result, "times_ms": tuple(result["times_ms"]), "ops": tuple(result["ops"])}
+    return result

@@ -7,8 +7,16 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-from edgekit.contract import Backend, Configurable, Emulation, Option, Preferences, Zoo
-from edgekit.errors import EdgekitError, MissingRuntime, UnknownName, UnsupportedRecipe
+from edgekit.contract import (
+    Backend,
+    Configurable,
+    Emulation,
+    LoadsLanguage,
+    Option,
+    Preferences,
+    Zoo,
+)
+from edgekit.errors import BadModel, EdgekitError, MissingRuntime, UnknownName, UnsupportedRecipe
 from edgekit.language import LanguageModel
 from edgekit.model import Model
 from edgekit.recipe import FP32, Recipe
@@ -126,6 +134,23 @@ def load_zoo_model(
             return zoo.load(name, weights=weights, inputs=inputs)
     hint = "For your own model write path/to/file.py:factory."
     raise UnknownName("model", name, zoo_models(), hint=hint)
+
+
+def language_models() -> dict[str, str]:
+    """Those of ``zoo_models`` that are language models."""
+    zoos = [zoo for zoo in _zoos() if isinstance(zoo, LoadsLanguage)]
+    return {name: line for zoo in zoos for name, line in zoo.language_models.items()}
+
+
+def load_language(path: Path) -> LanguageModel:
+    """A language model as others publish them: a Hugging Face folder, or a GGUF file.
+
+    Raises ``BadModel`` or ``DamagedFile``.
+    """
+    for zoo in _zoos():
+        if isinstance(zoo, LoadsLanguage):
+            return zoo.load_language(path)
+    raise BadModel(f"no zoo that is installed reads {path}.")
 
 
 def _zoos() -> list[Zoo]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -11,9 +12,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from edgekit.errors import BadInput, BadModel, EdgekitError, MissingRuntime, UnknownName
+from edgekit.errors import (
+    BadInput,
+    BadModel,
+    EdgekitError,
+    MissingRuntime,
+    UnknownName,
+    UsageError,
+)
+from edgekit.language import LanguageModel
 from edgekit.model import Model
-from edgekit.registry import load_zoo_model, zoo_models
+from edgekit.registry import language_models, load_language, load_zoo_model, zoo_models
 from edgekit.samples import draw_samples, read_samples, regroup
 from edgekit.spec import TensorSpec, parse_spec
 
@@ -55,6 +64,30 @@ def resolve(
     return found.with_samples(drawn, "random, seed 0", drawn=True)
 
 
+def find_language(model: object, *, weights: Path | None = None) -> LanguageModel | None:
+    """The language model that ``model`` names or is, or None where it is something else.
+
+    A name of the zoo, a Hugging Face folder, or a GGUF file. Raises ``BadModel``, ``DamagedFile``
+    or ``MissingRuntime``.
+    """
+    if isinstance(model, LanguageModel):
+        return model
+    if not isinstance(model, str) or _is_file_reference(model):
+        return None
+    published = Path(model)
+    is_files = model.endswith(".gguf") or os.path.isdir(model)
+    if not is_files and model not in language_models():
+        return None
+    if find_torch() is None:
+        raise MissingRuntime("making artifacts", "torch", extra="export")
+    if is_files:
+        if weights is not None:
+            raise UsageError(f"{model} is the model and its weights; leave out --weights.")
+        return load_language(published)
+    found = load_zoo_model(model, weights=weights)
+    return found if isinstance(found, LanguageModel) else None
+
+
 def find_torch() -> object | None:
     """torch's import spec, or None where it is not installed."""
     return importlib.util.find_spec("torch")
@@ -74,7 +107,10 @@ def _from_text(text: str, inputs: Inputs, weights: Path | None) -> Model:
     if "/" in text or "\\" in text:
         raise UnknownName("model", text, zoo_models(), hint="Write path/to/file.py:factory.")
     specs = _specs(inputs) if inputs else ()
-    return _with_inputs(load_zoo_model(text, weights=weights, inputs=specs or ()), inputs)
+    found = load_zoo_model(text, weights=weights, inputs=specs or ())
+    if isinstance(found, LanguageModel):
+        raise BadModel(f"{text} is a language model; edgekit export and generate are for it.")
+    return _with_inputs(found, inputs)
 
 
 def _from_file(text: str, inputs: Inputs) -> Model:

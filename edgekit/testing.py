@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -20,8 +21,9 @@ from edgekit.artifact import Artifact
 from edgekit.blocks import Blocks
 from edgekit.bundle import Bundle, write_bundle
 from edgekit.contract import Finding
+from edgekit.decode.stepper import Rows
 from edgekit.decoder import Decoder, DecoderSpec
-from edgekit.errors import LoweringFailed
+from edgekit.errors import BadInput, LoweringFailed
 from edgekit.manifest import ArtifactEntry, Manifest
 from edgekit.program import Program, Reference
 from edgekit.recipe import FP32, INT8, Recipe
@@ -314,3 +316,71 @@ def _random_blocks(rng: np.random.Generator, shape: tuple[int, ...], bits: int) 
     offsets = (unit * rng.uniform(-1.0, 1.0, blocks)).astype(np.float16).astype(np.float32)
     codes = rng.integers(0, 2**bits, shape).astype(np.uint8)
     return Blocks(codes, scales, bits, offsets)
+
+
+class HashStepper:
+    """A language model without a runtime: each row's logits depend on all that the row may see.
+
+    Equal contexts give equal rows, to the bit; any token, position or ancestor that differs
+    gives others. ``sharpness`` spreads the logits; ``widths`` are its buckets.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary: int = 64,
+        capacity: int = 256,
+        widths: Sequence[int] = range(1, 65),
+        exact_widths: Sequence[int] | None = None,
+        sharpness: float = 3.0,
+    ) -> None:
+        self.vocabulary, self.capacity, self.widths = vocabulary, capacity, widths
+        self.exact_widths = widths if exact_widths is None else exact_widths
+        self.passes: list[int] = []  # the width of every pass so far
+        self._sharpness = sharpness
+        self._kept: list[tuple[int, int]] = []  # token and position
+
+    @property
+    def length(self) -> int:
+        return len(self._kept)
+
+    def step(
+        self,
+        tokens: Sequence[int],
+        *,
+        parents: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Rows:
+        """The rows asked for. Raises ``BadInput`` for what a real stepper refuses too."""
+        if len(tokens) not in self.widths or len(self._kept) + len(tokens) > self.capacity:
+            raise BadInput(f"a pass of {len(tokens)} tokens does not fit after {self.length}.")
+        parents = range(-1, len(tokens) - 1) if parents is None else parents
+        kept, start = tuple(self._kept), len(self._kept)
+        paths: list[tuple[tuple[int, int], ...]] = []
+        for token, parent in zip(tokens, parents, strict=True):
+            path = paths[parent] if parent >= 0 else ()
+            paths.append((*path, (token, start + len(path))))
+        self._kept += [path[-1] for path in paths]
+        self.passes.append(len(tokens))
+        wanted = range(len(tokens)) if rows is None else rows
+        logits = np.stack([self._row((*kept, *paths[row])) for row in wanted])
+        return Rows(logits, logits[:, :8])
+
+    def _row(self, seen: tuple[tuple[int, int], ...]) -> Array:
+        digest = hashlib.sha256(repr(seen).encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        return (self._sharpness * rng.standard_normal(self.vocabulary)).astype(np.float32)
+
+    def rewind(self, length: int) -> None:
+        del self._kept[length:]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None

@@ -6,8 +6,9 @@ What is measured, and how, is in ``evidence.py``; what a proof demands, and why,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from edgekit import host
 from edgekit.artifact import Artifact
@@ -70,6 +71,40 @@ def quantized_limits(min_sqnr_db: float = MIN_SQNR_DB) -> Limits:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """What a language artifact's proof measured.
+
+    Of ``tokens`` that eager decodes greedily after ``prompts`` prompts, ``agreed`` are the
+    likeliest here too, ``ties`` are not but lie within rounding. Decoded one by one, ``decoded``
+    of ``compared`` are eager's. Both perplexities are of the same ``text_tokens``;
+    ``text_agreement`` is the share of them after which both find the same token likeliest. Among
+    passes of ``exact_widths`` tokens, rows were equal to the bit; () where nothing ran or none.
+    """
+
+    prompts: int
+    tokens: int
+    agreed: int
+    ties: int
+    decoded: int
+    compared: int
+    text_tokens: int
+    perplexity: float
+    eager_perplexity: float
+    text_agreement: float
+    exact_widths: tuple[int, ...]
+
+    @property
+    def rise(self) -> float:
+        """Of perplexity against eager, in percent."""
+        return 100 * (self.perplexity / self.eager_perplexity - 1)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Decoding:
+        """Read what ``asdict`` made of it. Raises ``TypeError`` or ``KeyError``."""
+        return cls(**{**value, "exact_widths": tuple(value["exact_widths"])})
+
+
+@dataclass(frozen=True)
 class Proof:
     """The outcome of verification: the level, what was measured, the limits, the reasons.
 
@@ -90,6 +125,7 @@ class Proof:
     host: dict[str, object]
     notes: tuple[str, ...] = ()
     as_written_db: float | None = None
+    decoding: Decoding | None = None  # of a language model
 
     @property
     def passed(self) -> bool:
@@ -136,6 +172,8 @@ class Proof:
             fields["limits"] = Limits(**fields["limits"])
             fields["failures"] = tuple(fields["failures"])
             fields["notes"] = tuple(fields.get("notes", ()))
+            if fields.get("decoding") is not None:
+                fields["decoding"] = Decoding.from_json(fields["decoding"])
             return cls(**fields)
         except (TypeError, KeyError, ValueError) as cause:
             raise DamagedFile(f"a proof in the bundle is malformed: {cause!r}") from cause
@@ -167,7 +205,8 @@ def verify(
         evidence = session if isinstance(session, Evidence) else None
         if evidence and evidence.level == "static":
             faults, notes = evidence.faults, evidence.notes
-            return _proof(artifact, reference, limits, "static", [], faults, notes)
+            count, source = len(reference.samples), reference.source
+            return proof_of(artifact, source, count, limits, "static", [], faults, notes)
         got = [session.run(sample) for sample in reference.samples]
         outputs = [spec.name for spec in artifact.outputs]
         deviations, failures = compare(outputs, reference.expected, got, limits)
@@ -181,7 +220,8 @@ def verify(
         if artifact.recipe.quantized and isinstance(session, AsWritten) and session.saturation:
             written, lost = _as_written(session, reference, outputs, deviations, limits)
             failures += lost
-        proof = _proof(artifact, reference, limits, level, deviations, failures, notes)
+        count, source = len(reference.samples), reference.source
+        proof = proof_of(artifact, source, count, limits, level, deviations, failures, notes)
         return replace(proof, as_written_db=written)
 
 
@@ -219,23 +259,26 @@ def prove(
     """An ``executed`` proof: what was run on this host compared with what is expected."""
     limits = limits_of(artifact)
     deviations, failures = compare(outputs, reference.expected, got, limits)
-    return _proof(artifact, reference, limits, "executed", deviations, failures, ())
+    count, source = len(reference.samples), reference.source
+    return proof_of(artifact, source, count, limits, "executed", deviations, failures, ())
 
 
-def _proof(
+def proof_of(
     artifact: Artifact,
-    reference: Reference,
+    source: str,
+    samples: int,
     limits: Limits,
     level: str,
     deviations: Sequence[Deviation],
     failures: Sequence[str],
     notes: Sequence[str],
 ) -> Proof:
+    """What was found on ``samples`` samples of ``source``, on this host."""
     return Proof(
         artifact=artifact.name,
         level=level,
-        samples=len(reference.samples),
-        samples_source=reference.source,
+        samples=samples,
+        samples_source=source,
         outputs=tuple(deviations),
         limits=limits,
         failures=tuple(failures),

@@ -31,6 +31,7 @@ sys.meta_path.insert(0, Blocked())
 # What the host side of the core may import torch through, and nothing else may.
 TORCH_MODULES = {
     *("capture.py", "graph.py", "onnx_export.py", "onnx_quantize.py", "pt2e.py", "repairs.py"),
+    "language_eager.py",
     *("selection.py", "sensitivity.py", "trace.py", "weights.py"),
 }
 

@@ -675,7 +675,7 @@ def test_the_time_of_an_interpreter_is_not_taken(
     measured |= {"peak_memory_bytes": 1, "model_memory_bytes": 1, "times_ms": (1.0,), "ops": ()}
     # Not by its dotted name: the package's function of that name hides the module.
     module = importlib.import_module("edgekit.profile")
-    monkeypatch.setattr(module, "_in_fresh_process", lambda *words: measured)
+    monkeypatch.setattr(module, "in_fresh_process", lambda *words: measured)
     install(ReplayBackend())
     install(Imitation())
     words = ("export", f"{user_file}:make", "--target", "imitation,replay", "--input", "x=1x3x8x8")

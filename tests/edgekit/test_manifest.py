@@ -204,9 +204,9 @@ def test_a_schema_that_never_was_is_damage(folder: Path) -> None:
 def test_a_newer_schema_is_told_apart_from_damage(folder: Path) -> None:
     with pytest.raises(
         NewerSchema,
-        match=r"has schema 3 and this edgekit reads up to 2; run: pip install --upgrade",
+        match=r"has schema 4 and this edgekit reads up to 3; run: pip install --upgrade",
     ):
-        read_forged(folder, {"schema": 3})
+        read_forged(folder, {"schema": 4})
 
 
 @pytest.mark.parametrize("path", FIXED, ids=lambda path: ".".join(map(str, path)))

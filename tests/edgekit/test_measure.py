@@ -125,7 +125,7 @@ def test_a_slow_model_is_not_run_forever(tick: Callable[[], None]) -> None:
 
 def test_files_in_memory_need_no_forgetting() -> None:
     artifact = Artifact("replay", FP32, "m", {"m": b"123"}, (), ())
-    measure._drop_from_cache(artifact)
+    measure.drop_from_cache(artifact)
 
 
 def test_the_child_prints_one_json_document(

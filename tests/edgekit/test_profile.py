@@ -74,7 +74,7 @@ def record(
             calls.append(words)
         return {**RECORDED, **changes}
 
-    monkeypatch.setattr(profile_module, "_in_fresh_process", answer)
+    monkeypatch.setattr(profile_module, "in_fresh_process", answer)
 
 
 def done(monkeypatch: pytest.MonkeyPatch, code: int, out: str = "", err: str = "") -> None:

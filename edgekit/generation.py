@@ -1,0 +1,207 @@
+"""A bundle's language model opened for text: prompts in, pieces of text out as they are decoded.
+
+Needs numpy, ``tokenizers`` and the runtime; ``jinja2`` only for a template that cannot be cut into
+fixed turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from edgekit.bundle import Bundle, open_bundle
+from edgekit.chat import Turns, render
+from edgekit.contract import Decodes
+from edgekit.decode.generate import generate
+from edgekit.decode.sampling import GREEDY, Sampling
+from edgekit.decode.stepper import Stepper
+from edgekit.errors import BadInput, UsageError
+from edgekit.registry import backend
+from edgekit.tokenizer import Tokenizer
+
+Message = Mapping[str, str]  # {"role": "user", "content": "..."}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one answer took. ``stopped`` by ``stop token``, ``limit`` or ``context``; seconds.
+
+    ``reused`` tokens of the prompt were still in the cache.
+    """
+
+    prompt_tokens: int
+    reused: int
+    tokens: int
+    first_token_seconds: float
+    decode_seconds: float
+    stopped: str
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of decoding, without the prompt; 0 where there was but one token."""
+        return (self.tokens - 1) / self.decode_seconds if self.tokens > 1 else 0.0
+
+    def to_json(self) -> dict[str, object]:
+        """Every field, and the rate."""
+        return {**asdict(self), "tokens_per_second": self.tokens_per_second}
+
+
+class TextModel:
+    """A language model of a bundle; a context manager, since it holds a runtime's session.
+
+    ::
+
+        with edgekit.TextModel("out") as model:
+            for piece in model.stream("What is a tide?", chat=True, limit=100):
+                print(piece, end="", flush=True)
+            print(model.answer.tokens_per_second)
+
+    Without ``artifact``: one whose own runtime is here. Raises ``UsageError`` where the bundle
+    holds no language model, ``UnknownName``, ``DamagedFile`` or ``MissingRuntime``.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        artifact: str | None = None,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        self._entry = bundle.language
+        self.artifact = bundle.artifact(artifact)
+        adapter = backend(self.artifact.target)
+        if not isinstance(adapter, Decodes):
+            raise UsageError(f"{adapter.name} runs no language models in this version.")
+        self.tokenizer = Tokenizer((bundle.folder / self._entry.tokenizer).read_text("utf-8"))
+        self._template = ""
+        if self._entry.template:
+            self._template = (bundle.folder / self._entry.template).read_text("utf-8")
+        turns = self._entry.turns
+        self._turns = None if turns is None else Turns.from_json(turns)
+        self._stepper: Stepper = adapter.open_decoder(self.artifact, threads=threads)
+        self._seen: list[int] = []  # its first ``self._stepper.length`` lie in the cache
+        self.answer: Answer | None = None
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a conversation, the answer included."""
+        return self._entry.context
+
+    def __enter__(self) -> Self:
+        self._stepper.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stepper.__exit__(kind, error, trace)
+
+    def encoded(self, prompt: str | Sequence[Message], *, chat: bool = False) -> list[int]:
+        """The tokens of a prompt, or of a conversation that is the model's turn next.
+
+        Raises ``BadInput`` where it is empty, or the model has no chat template.
+        """
+        if isinstance(prompt, str) and not chat:
+            if not prompt:
+                raise BadInput("the prompt is empty; say something.")
+            return self.tokenizer.encode(prompt)
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if not messages or not messages[-1]["content"].strip():
+            raise BadInput("the prompt is empty; say something.")
+        return self.tokenizer.encode(self._rendered(messages), special=False)
+
+    def _rendered(self, messages: Sequence[Message]) -> str:
+        if self._turns is not None and all(m["role"] != "system" for m in messages):
+            return self._turns.render(messages)
+        if not self._template:
+            raise BadInput("this model has no chat template; give a plain prompt, without chat.")
+        return render(self._template, messages)
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        chat: bool = False,
+        limit: int = 256,
+        sampling: Sampling = GREEDY,
+        report: Callable[[int], None] = lambda _fed: None,
+    ) -> Iterator[str]:
+        """Yield the answer's text piece by piece, each whole characters; then see ``answer``.
+
+        ``prompt`` is a text, or messages of a conversation; ``limit`` the most tokens. Raises
+        ``BadInput`` where the prompt leaves no room in the context.
+        """
+        pieces = self.tokenizer.stream()
+        for token in self.tokens(
+            self.encoded(prompt, chat=chat), limit=limit, sampling=sampling, report=report
+        ):
+            if token not in self._entry.stops and (piece := pieces.add(token)):
+                yield piece
+        if rest := pieces.flush():
+            yield rest
+
+    def tokens(
+        self,
+        prompt: Sequence[int],
+        *,
+        limit: int = 256,
+        sampling: Sampling = GREEDY,
+        report: Callable[[int], None] = lambda _fed: None,
+    ) -> Iterator[int]:
+        """The same in token ids, a stop token included. What the cache still holds is reused."""
+        if limit < 1:
+            raise BadInput(f"the limit is {limit} tokens; it is 1 or more.")
+        room = self.context - len(prompt)
+        if room < 1:
+            raise BadInput(
+                f"the prompt has {len(prompt):,} tokens and the bundle's context is "
+                f"{self.context:,}, with the answer in it; shorten the prompt, or export with a "
+                "larger --context."
+            )
+        reused = self._keep(prompt)
+        self._seen = list(prompt)
+        decoded = generate(
+            self._stepper,
+            prompt[reused:],
+            limit=min(limit, room),
+            stops=self._entry.stops,
+            sampling=sampling,
+            report=report,
+        )
+        first, later, count = 0.0, 0.0, 0
+        while True:
+            start = time.perf_counter()  # what the caller does with a token is not our time
+            token = next(decoded, None)
+            spent = time.perf_counter() - start
+            if token is None:
+                return
+            first, later = (first, later + spent) if count else (spent, 0.0)
+            count += 1
+            self._seen.append(token)
+            stopped = self._why(token, count, limit)
+            self.answer = Answer(len(prompt), reused, count, first, later, stopped)
+            yield token
+
+    def _why(self, token: int, count: int, limit: int) -> str:
+        """What ends the answer, if it ends with this token."""
+        if token in self._entry.stops:
+            return "stop token"
+        return "limit" if count >= limit else "context"
+
+    def _keep(self, prompt: Sequence[int]) -> int:
+        """Rewind to what the cache shares with ``prompt``, its last token always fed again."""
+        shared = 0
+        for old, new in zip(self._seen[: self._stepper.length], prompt[:-1], strict=False):
+            if old != new:
+                break
+            shared += 1
+        self._stepper.rewind(shared)
+        return shared

@@ -1,0 +1,165 @@
+"""What the verbs do with a language model: generate, verify, profile."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+
+from edgekit.arguments import Arguments
+from edgekit.bundle import Bundle
+from edgekit.contract import Decodes
+from edgekit.decode.sampling import Sampling
+from edgekit.errors import BadInput, UsageError
+from edgekit.generation import Answer, TextModel
+from edgekit.language_profile import LanguageMeasurement, profile_language
+from edgekit.language_proof import prove_language
+from edgekit.registry import backend
+from edgekit.render import Progress, size_text, table
+from edgekit.verify import Proof
+
+
+def generate(asked: Arguments) -> int:
+    """Stream an answer to stdout; what it took goes to stderr. With --json, one document."""
+    prompt = _prompt(asked)
+    sampling = Sampling(asked.temperature, asked.top_k, asked.top_p, asked.min_p, asked.seed)
+    pieces: list[str] = []
+
+    def show(piece: str) -> None:
+        pieces.append(piece)
+        if not asked.json:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+    with TextModel(asked.bundle, asked.artifact, threads=asked.threads) as model:
+        with Progress().shown() as progress:
+            stream = model.stream(
+                prompt,
+                chat=asked.chat,
+                limit=asked.max_tokens,
+                sampling=sampling,
+                report=lambda fed: progress(f"reading the prompt: {fed} tokens"),
+            )
+            first = next(stream, "")
+        show(first)
+        for piece in stream:
+            show(piece)
+        answer, name = model.answer, model.artifact.name
+    assert answer is not None  # the first piece came with one
+    if asked.json:
+        print(json.dumps({"artifact": name, "text": "".join(pieces), **answer.to_json()}, indent=1))
+    else:
+        sys.stdout.write("\n")
+        print(_took(answer, name), file=sys.stderr)
+    return 0
+
+
+def _prompt(asked: Arguments) -> str:
+    if (asked.prompt is None) == (asked.prompt_file is None):
+        raise UsageError("say one of --prompt TEXT and --prompt-file FILE.")
+    if asked.prompt_file is None:
+        return str(asked.prompt)
+    try:
+        return str(asked.prompt_file.read_text("utf-8"))
+    except FileNotFoundError as cause:
+        raise BadInput(f"there is no file {asked.prompt_file}.") from cause
+    except (OSError, UnicodeDecodeError) as cause:
+        raise BadInput(f"{asked.prompt_file} is no text in UTF-8: {cause}.") from cause
+
+
+def _took(answer: Answer, artifact: str) -> str:
+    rate = f"{answer.tokens_per_second:.1f} tokens/s" if answer.tokens > 1 else "one token"
+    return (
+        f"[{artifact}: {answer.tokens} tokens, {rate}; {answer.prompt_tokens} prompt tokens, first "
+        f"token after {answer.first_token_seconds:.2f} s; ended by {answer.stopped}]"
+    )
+
+
+def verify(bundle: Bundle, names: Sequence[str]) -> list[Proof]:
+    """Prove artifacts of a language bundle again, each held to the limits it was made with."""
+    reference = bundle.language_reference()
+    proofs = []
+    for name in names:
+        artifact = bundle.artifact(name)
+        adapter = backend(artifact.target)
+        if not isinstance(adapter, Decodes):
+            raise UsageError(f"{adapter.name} runs no language models in this version.")
+        with Progress().shown() as progress:
+            report = _prefixed(progress, name)
+            rise = bundle.language.max_rise
+            proofs.append(
+                prove_language(adapter, artifact, reference, max_rise=rise, report=report)
+            )
+    return proofs
+
+
+def _prefixed(progress: Progress, name: str) -> Callable[[str], None]:
+    return lambda step: progress(f"{name}: {step}")
+
+
+def decoding_table(proofs: Sequence[Proof]) -> str:
+    """What language proofs measured; "" where none was of a language model."""
+    rows = [
+        (
+            proof.artifact,
+            proof.level if proof.passed else "not proven",
+            f"{d.decoded} of {d.compared}" if d.compared else "-",
+            f"{d.agreed / d.tokens:.2%} of {d.tokens:,}",
+            f"{d.perplexity:.3f}",
+            f"{d.eager_perplexity:.3f}",
+            f"{d.text_agreement:.2%} of {d.text_tokens:,}",
+            " ".join(map(str, d.exact_widths)) or "-",
+        )
+        for proof in proofs
+        if (d := proof.decoding) is not None
+    ]
+    header = ("artifact", "proof", "decoded as eager", "foreseen", "perplexity", "eager")
+    return table((*header, "same next token", "exact widths"), rows) if rows else ""
+
+
+def profile(bundle: Bundle, names: Sequence[str], asked: Arguments) -> int:
+    """Time artifacts of a language bundle, and show the cost of wider passes."""
+    measured = []
+    for name in names:
+        with Progress().shown() as progress:
+            progress(f"timing {name}")
+            measured.append(
+                profile_language(
+                    bundle, name, threads=asked.threads, runs=asked.runs, noisy_ok=asked.noisy_ok
+                )
+            )
+    if asked.json:
+        print(json.dumps([m.to_json() for m in measured], indent=1))
+    else:
+        print(measurement_table(measured), *map(pass_table, measured), sep="\n\n")
+    return 0
+
+
+def measurement_table(measured: Sequence[LanguageMeasurement]) -> str:
+    """One row for each artifact measured."""
+    header = ("artifact", "threads", "decode", "prefill", "first token", "cold load", "warm load")
+    rows = [
+        (
+            m.artifact,
+            m.threads,
+            f"{m.decode_tokens_per_second:.1f} tokens/s",
+            f"{m.prefill_tokens_per_second:.0f} tokens/s",
+            f"{m.first_token_ms:.0f} ms ({m.prompt_tokens} tokens)",
+            *(f"{ms:.0f} ms" for ms in (m.cold_load_ms, m.warm_load_ms)),
+            size_text(m.peak_memory_bytes),
+            size_text(m.size_bytes),
+            m.noise or "quiet",
+        )
+        for m in measured
+    ]
+    return table((*header, "peak memory", "size", "machine"), rows)
+
+
+def pass_table(m: LanguageMeasurement) -> str:
+    """T(N): what a pass of N tokens costs, and in passes of one."""
+    widths = list(next(iter(m.passes_ms.values()), {}))
+    rows = [
+        (f"{length} cached", *(f"{curve[w]:.2f} ({curve[w] / curve['1']:.2f}x)" for w in widths))
+        for length, curve in m.passes_ms.items()
+    ]
+    return f"{m.artifact}, ms for a pass of N tokens:\n" + table(("", *widths), rows)

@@ -45,8 +45,16 @@ TEMPLATE = (
 )
 HELD_OUT = 10  # one file in so many
 SPEC = DecoderSpec(
-    **{"layers": 4, "hidden": 128, "heads": 4, "kv_heads": 2, "head_dim": 32, "ffn": 320},
-    **{"vocabulary": 1024, "context": 512, "epsilon": 1e-5, "rope": frequencies(32, 10000.0, {})},
+    layers=4,
+    hidden=128,
+    heads=4,
+    kv_heads=2,
+    head_dim=32,
+    ffn=320,
+    vocabulary=1024,
+    context=512,
+    epsilon=1e-5,
+    rope=frequencies(32, 10000.0, {}),
 )
 CONFIG = {
     **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float16"},
@@ -63,7 +71,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Trains tiny-llama on this repository's words.")
     parser.add_argument("--commit", default="HEAD", help="whose words are read")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder to write")
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=256, help="tokens of a passage")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")

@@ -104,9 +104,8 @@ class Turns:
         check_messages(messages)
         names = ("start", "answer", "next", "generate")
         today = {name: _dated(getattr(self, name)) for name in names}
-        if self.system is not None:
-            today["system"] = tuple(map(_dated, self.system))
-        return replace(self, **today)._written(messages)
+        system = self.system and (_dated(self.system[0]), _dated(self.system[1]))
+        return replace(self, **today, system=system)._written(messages)
 
     def _written(self, messages: Sequence[Message]) -> str:
         talk, text = list(messages), self.start

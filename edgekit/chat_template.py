@@ -88,7 +88,7 @@ def _narrow(filter: Callable[..., Any]) -> Callable[..., Any]:
 class _Generation(Extension):
     """``{% generation %}``: marks what the assistant says, for training; here it is only said."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

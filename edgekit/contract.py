@@ -205,6 +205,9 @@ class Decodes(Protocol):
     """A backend that runs language models."""
 
     @property
+    def name(self) -> str: ...
+
+    @property
     def decoder_recipes(self) -> tuple[Recipe, ...]:
         """The recipes that it makes of them, best first: of fp32, fp16, int8-weights, int4."""
         ...

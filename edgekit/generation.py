@@ -20,7 +20,7 @@ from edgekit.decode.generate import generate
 from edgekit.decode.sampling import GREEDY, Sampling
 from edgekit.decode.stepper import Stepper
 from edgekit.errors import BadInput, UsageError
-from edgekit.registry import backend
+from edgekit.registry import backend, distance
 from edgekit.tokenizer import Tokenizer
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
@@ -60,8 +60,9 @@ class TextModel:
                 print(piece, end="", flush=True)
             print(model.answer.tokens_per_second)
 
-    Without ``artifact``: one whose own runtime is here. Raises ``UsageError`` where the bundle
-    holds no language model, ``UnknownName``, ``DamagedFile`` or ``MissingRuntime``.
+    Without ``artifact``: of those whose own runtime is here, the smallest. Raises ``UsageError``
+    where the bundle holds no language model, ``UnknownName``, ``DamagedFile`` or
+    ``MissingRuntime``.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class TextModel:
     ) -> None:
         bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self._entry = bundle.language
-        self.artifact = bundle.artifact(artifact)
+        self.artifact = bundle.artifact(artifact or _fittest(bundle))
         adapter = backend(self.artifact.target)
         if not isinstance(adapter, Decodes):
             raise UsageError(f"{adapter.name} runs no language models in this version.")
@@ -86,6 +87,11 @@ class TextModel:
         self._stepper: Stepper = adapter.open_decoder(self.artifact, threads=threads)
         self._seen: list[int] = []  # its first ``self._stepper.length`` lie in the cache
         self.answer: Answer | None = None
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return self._entry.stops
 
     @property
     def context(self) -> int:
@@ -143,7 +149,7 @@ class TextModel:
         for token in self.tokens(
             self.encoded(prompt, chat=chat), limit=limit, sampling=sampling, report=report
         ):
-            if token not in self._entry.stops and (piece := pieces.add(token)):
+            if token not in self.stops and (piece := pieces.add(token)):
                 yield piece
         if rest := pieces.flush():
             yield rest
@@ -172,7 +178,7 @@ class TextModel:
             self._stepper,
             prompt[reused:],
             limit=min(limit, room),
-            stops=self._entry.stops,
+            stops=self.stops,
             sampling=sampling,
             report=report,
         )
@@ -192,7 +198,7 @@ class TextModel:
 
     def _why(self, token: int, count: int, limit: int) -> str:
         """What ends the answer, if it ends with this token."""
-        if token in self._entry.stops:
+        if token in self.stops:
             return "stop token"
         return "limit" if count >= limit else "context"
 
@@ -205,3 +211,10 @@ class TextModel:
             shared += 1
         self._stepper.rewind(shared)
         return shared
+
+
+def _fittest(bundle: Bundle) -> str:
+    """The smallest of the artifacts that this machine is nearest to running: the fastest too,
+    since to decode is to read the weights."""
+    artifacts = [bundle.artifact(name) for name in bundle.artifacts]
+    return min(artifacts, key=lambda each: (distance(each.target), each.model_size)).name

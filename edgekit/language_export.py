@@ -44,14 +44,13 @@ _NAMES = {"int8": "int8-weights"}  # nothing of a decoder is calibrated
 class DecoderPlan:
     """One artifact to make."""
 
-    backend: Backend
-    decodes: Decodes
+    adapter: Decodes
     recipe: Recipe
 
     @property
     def name(self) -> str:
         """``onnxruntime-int4``."""
-        return f"{self.backend.name}-{self.recipe.precision}"
+        return f"{self.adapter.name}-{self.recipe.precision}"
 
 
 def plan_decoders(
@@ -70,7 +69,7 @@ def plan_decoders(
             raise UsageError(
                 f"{adapter.name} runs no language models; leave it out, or choose another target."
             )
-        plans += [DecoderPlan(adapter, adapter, each) for each in _recipes(adapter, precision)]
+        plans += [DecoderPlan(adapter, each) for each in _recipes(adapter, precision)]
     return list({each.name: each for each in plans}.values())
 
 
@@ -84,8 +83,7 @@ def _recipes(adapter: Decodes, precision: str) -> list[Recipe]:
         if name not in PRECISIONS:
             raise UnknownName("precision", asked, (AUTO, "fp32", "fp16", "int8", "int4"))
         if name not in supported:
-            assert isinstance(adapter, Backend | Decodes)
-            raise UnsupportedRecipe(getattr(adapter, "name", "it"), asked, supported)
+            raise UnsupportedRecipe(adapter.name, asked, supported)
         found.append(supported[name])
     return found
 
@@ -159,10 +157,10 @@ def _made(
 
     step("lowering")
     decoder = _decoder(model, plan.recipe, context)
-    artifact = plan.decodes.lower_decoder(decoder, plan.recipe, folder, step)
+    artifact = plan.adapter.lower_decoder(decoder, plan.recipe, folder, step)
     del decoder
     step("proving")
-    proof = prove_language(plan.decodes, artifact, reference, max_rise=max_rise, report=step)
+    proof = prove_language(plan.adapter, artifact, reference, max_rise=max_rise, report=step)
     return artifact, proof
 
 

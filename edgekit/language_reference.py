@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,7 @@ from edgekit.errors import DamagedFile
 from edgekit.spec import Array
 
 REFERENCE = "language/reference.npz"
+_MALFORMED = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class LanguageReference:
                 likeliest=found["likeliest"],
                 source=str(found["source"]),
             )
-        except (OSError, KeyError, ValueError, EOFError) as cause:
+        except _MALFORMED as cause:
             raise DamagedFile(f"{REFERENCE} is malformed: {cause!r}.") from cause
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgekit.decode.stepper import Stepper, fitting
+from edgekit.decode.stepper import Stepper, next_pass
 from edgekit.spec import Array
 
 WIDEST = 64  # rows of logits held at once: 64 x 49,152 floats are 12.6 MB
@@ -26,13 +26,13 @@ def logits_of(
     allowed = allowed or [min(stepper.widths)]
     done = 0
     while done < len(tokens):
-        part = list(tokens[done : done + allowed[-1]])
-        fit = fitting(allowed, len(part))
-        wanted = [i for i in range(len(part)) if done + i >= start]
-        rows = stepper.step(part + [0] * (fit - len(part)), rows=wanted or [len(part) - 1])
+        count, width = next_pass(stepper, len(tokens) - done, allowed)
+        part = [*tokens[done : done + count], *[0] * (width - count)]
+        wanted = [i for i in range(count) if done + i >= start]
+        rows = stepper.step(part, rows=wanted or [count - 1])
         for place, index in enumerate(wanted):
             yield done + index, rows.logits[place]
-        done += len(part)
+        done += count
         stepper.rewind(done)
 
 
@@ -53,7 +53,7 @@ def read(
     stepper: Stepper, tokens: Sequence[int], report: Callable[[int], None] = lambda _read: None
 ) -> Reading:
     """How well ``stepper`` foresees each token of a text; cut to what its cache holds."""
-    tokens = list(tokens[: stepper.capacity - WIDEST])
+    tokens = list(tokens[: stepper.capacity])
     losses, likeliest = [], []
     for index, logits in logits_of(stepper, tokens):
         report(index)

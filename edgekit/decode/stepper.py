@@ -86,6 +86,19 @@ def fitting(widths: Sequence[int], count: int) -> int:
     return next((width for width in widths if width >= count), widths[-1])
 
 
+def next_pass(stepper: Stepper, left: int, allowed: Sequence[int]) -> tuple[int, int]:
+    """How many of ``left`` tokens go into the next pass, and its width, of ``allowed``.
+
+    Where the cache has no room for the padding: the most that any width takes whole.
+    """
+    count = min(left, allowed[-1])
+    width = fitting(allowed, count)
+    if stepper.length + width <= stepper.capacity:
+        return count, width
+    whole = max((width for width in stepper.widths if width <= count), default=1)
+    return whole, whole
+
+
 def feed(
     stepper: Stepper,
     tokens: Sequence[int],
@@ -112,14 +125,10 @@ def feed(
         )
     fed, answer = 0, None
     while fed < len(tokens):
-        part = list(tokens[fed : fed + allowed[-1]])
-        fit = fitting(allowed, len(part))
-        if stepper.length + fit > stepper.capacity:  # no room to pad: the most that fits whole
-            fit = max((w for w in stepper.widths if w <= len(part)), default=0)
-            part = part[:fit]
-        padding = [0] * (fit - len(part))
-        answer = stepper.step(part + padding, rows=[len(part) - 1])
-        fed += len(part)
+        count, width = next_pass(stepper, len(tokens) - fed, allowed)
+        part = [*tokens[fed : fed + count], *[0] * (width - count)]
+        answer = stepper.step(part, rows=[count - 1])
+        fed += count
         stepper.rewind(start + fed)
         report(fed)
     assert answer is not None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 
 from edgekit.artifact import Artifact
 from edgekit.contract import Finding, Option, Session
+from edgekit.decode.stepper import Stepper
+from edgekit.decoder import Decoder
 from edgekit.errors import MissingRuntime, UsageError
 from edgekit.program import Program
 from edgekit.recipe import ANY, FP16, FP32, INT8, PRECISIONS, Recipe
@@ -15,6 +18,8 @@ from edgekit.recipe import ANY, FP16, FP32, INT8, PRECISIONS, Recipe
 # int8 alone computes in integers; the others are only smaller, in the order of what they keep.
 _SMALLER = ("int8-weights", "palette8", "palette6", "int4", "palette4", "palette2")
 SUPPORTED = (FP16, INT8, *(PRECISIONS[name] for name in _SMALLER), *ANY, FP32)
+# Of language models; weights that come quantized keep their own codes in the first two.
+DECODER_RECIPES = (PRECISIONS["int4"], PRECISIONS["int8-weights"], FP16, FP32)
 MINIMUMS = ("iOS16", "iOS17", "iOS18")
 
 
@@ -25,11 +30,15 @@ class _Backend:
     name = "coreml"
     needs = ("coremltools", "torch")  # off a Mac, our interpreter runs the package with them
     recipes = SUPPORTED
+    decoder_recipes = DECODER_RECIPES
     form = "concat"
     options = (
         Option("minimum", "iOS17", f"oldest system that must run it: {', '.join(MINIMUMS)}"),
     )
-    emulation = "copy the bundle to a Mac and run predict_on_mac.py in the artifact's folder"
+    emulation = (
+        "copy the bundle to a Mac and run predict_on_mac.py in the artifact's folder; "
+        "generate_on_mac.py for a language model"
+    )
 
     def with_options(self, values: Mapping[str, str]) -> _Backend:
         minimum = values.get("minimum", self.minimum)
@@ -63,6 +72,19 @@ class _Backend:
         from edgekit_coreml.lower import artifact_from_program
 
         return artifact_from_program(program, recipe, self.minimum)
+
+    def lower_decoder(
+        self, decoder: Decoder, recipe: Recipe, folder: Path, report: Callable[[str], None]
+    ) -> Artifact:
+        _require_coremltools()
+        from edgekit_coreml.decoder_lower import artifact_from_decoder
+
+        return artifact_from_decoder(decoder, recipe, folder, report)
+
+    def open_decoder(self, artifact: Artifact, *, threads: int | None = None) -> Stepper:
+        from edgekit_coreml.stepper import InterpreterStepper
+
+        return InterpreterStepper(artifact)
 
     def open(self, artifact: Artifact, *, threads: int | None = None) -> Session:
         from edgekit_coreml.session import InterpreterSession

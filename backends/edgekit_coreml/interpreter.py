@@ -10,7 +10,7 @@ of it and no bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +69,10 @@ class Overflow:
 
 
 class Interpreter:
-    """One function, ready to run; decoded weights are kept from run to run."""
+    """One function, ready to run; decoded weights are kept from run to run.
+
+    Functions of one package that are given the same ``decoded`` keep them together.
+    """
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class Interpreter:
         function: str | None = None,
         *,
         ops: Mapping[str, Callable[..., Any]] | None = None,
+        decoded: dict[Hashable, Any] | None = None,
     ) -> None:
         if ops is None:
             from edgekit_coreml.ops import OPS
@@ -87,6 +91,7 @@ class Interpreter:
         self._ops = ops
         self._plan = planned(self._function)
         self._constants: dict[Constant | Weight, Any] = {}
+        self._decoded: dict[Hashable, Any] = {} if decoded is None else decoded
         known = ops.keys() | CONTROL.keys() | constexpr.FORMS.keys() | _STATEFUL | {"const"}
         self.unknown_ops: tuple[str, ...] = tuple(
             sorted(set(operation_types(self._function.block)) - known)
@@ -123,9 +128,12 @@ class Interpreter:
 
     def _constant(self, source: Constant | Weight) -> Any:
         if source not in self._constants:
-            self._constants[source] = held_constant(
-                source.value if isinstance(source, Constant) else _decoded(source)
-            )
+            place = _place(source)
+            if place not in self._decoded:
+                self._decoded[place] = held_constant(
+                    source.value if isinstance(source, Constant) else _decoded(source)
+                )
+            self._constants[source] = self._decoded[place]
         return self._constants[source]
 
 
@@ -253,6 +261,16 @@ def _finite(value: Any) -> bool:
         return True
     # One sum instead of a mask: no number of float16 values adds up to infinity in float32.
     return math.isfinite(value.sum()) or bool(value.isfinite().all())
+
+
+def _place(source: Constant | Weight) -> Hashable:
+    """Where a value lies: functions that share a record of a file have one of their own each."""
+    if isinstance(source, Weight):
+        parameters = ((name, _place(one)) for name, one in sorted(source.parameters.items()))
+        return source.operation.type, source.index, *parameters
+    if source.packed is None:
+        return id(source)
+    return source.packed.ctypes.data, source.dtype, source.shape
 
 
 def _decoded(weight: Weight) -> Array:

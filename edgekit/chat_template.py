@@ -57,8 +57,9 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         _refuse_numbers([*args, *kwargs.values()])
-        if getattr(args[1], "__name__", "") in ("format", "format_map"):
-            _refuse_format(getattr(args[1], "__self__", None))
+        own = getattr(args[1], "__wrapped__", args[1])  # the sandbox wraps a text's ``format``
+        if getattr(own, "__name__", "") in ("format", "format_map"):
+            _refuse_format(getattr(own, "__self__", None))
         return super().call(*args, **kwargs)
 
 

@@ -7,14 +7,14 @@ fixed turns.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from edgekit.bundle import Bundle, open_bundle
-from edgekit.chat import Turns, render
+from edgekit.chat import Message, Turns, render
 from edgekit.contract import Decodes
 from edgekit.decode.generate import generate
 from edgekit.decode.sampling import GREEDY, Sampling
@@ -22,8 +22,6 @@ from edgekit.decode.stepper import Stepper
 from edgekit.errors import BadInput, UsageError
 from edgekit.registry import backend, distance
 from edgekit.tokenizer import Tokenizer
-
-Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class TextModel:
         return self.tokenizer.encode(self._rendered(messages), special=False)
 
     def _rendered(self, messages: Sequence[Message]) -> str:
-        if self._turns is not None and all(m["role"] != "system" for m in messages):
+        if self._turns is not None:
             return self._turns.render(messages)
         if not self._template:
             raise BadInput("this model has no chat template; give a plain prompt, without chat.")

@@ -1,10 +1,12 @@
-"""The main job: export the trained PartialNet, prove it, classify real images, one table.
+"""The main job: export the trained PartialNet, prove it, classify real images, one table; then a
+small language model, which answers a question.
 
     python tools/demo.py --data FOLDER -o FOLDER
 
 Ranges for int8 are measured on training images, and the gate judges on the first test images.
 Eager answers are computed here with torch; each artifact's by apps/classify, in its own process:
-10,000 images where the vendor's runtime runs, 1,000 where an interpreter stands in for it.
+10,000 images where the vendor's runtime runs, 1,000 where an interpreter stands in for it. The
+language model is SmolLM2-135M, for ONNX Runtime, its answer streamed.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from edgekit_zoo import fashion_mnist
 Labels = NDArray[Any]
 ROOT = Path(__file__).parents[1]
 MODEL = "partialnet-nano"
+LANGUAGE_MODEL = "smollm2-135m"
+QUESTION = "Why does the sea have tides? Answer in three sentences."
 EMULATED_IMAGES = 1000  # an interpreter takes about a hundred times longer
 CALIBRATION_IMAGES = 512
 
@@ -93,6 +97,26 @@ def _p50(time: Any) -> str:
     return f"{time['p50_ms']:.3f} ms" + (" (noisy)" if time["noise"] else "")
 
 
+def answer_a_question(out: Path) -> None:
+    """Export the language model in 4 bits, and stream what it says."""
+    shutil.rmtree(out, ignore_errors=True)
+    (row,) = edgekit_command(
+        *("export", LANGUAGE_MODEL, "--target", "onnxruntime", "--precision", "int4"),
+        *("-o", str(out)),
+    )
+    decoding = row["proof"]["decoding"]
+    print(
+        f"\n{LANGUAGE_MODEL} on onnxruntime in int4, {size_text(row['size_bytes'])}, "
+        f"{row['standing']}: perplexity {decoding['perplexity']:.2f}, eager's "
+        f"{decoding['eager_perplexity']:.2f}\n"
+    )
+    words = ["generate", str(out), "--chat", "--prompt", QUESTION, "--max-tokens", "120"]
+    print(f"$ edgekit {' '.join(words)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "edgekit.cli", *words])
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print each command as it runs, then the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -143,6 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{MODEL} on the test images of Fashion-MNIST\n\n{table(header, rows)}")
     if any(row["noise"] for row in timed.values()):
         print("\nnoisy: " + "; ".join(sorted({r["noise"] for r in timed.values() if r["noise"]})))
+    print()
+    answer_a_question(asked.output.with_name("demo-language"))
     return 0
 
 

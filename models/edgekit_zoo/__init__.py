@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgekit.language import LanguageModel
     from edgekit.model import Model
     from edgekit.spec import TensorSpec
 
@@ -34,6 +35,15 @@ _FASTERNET = {
     "fasternet-m": "53.5 M parameters, 8.72 G MACs",
     "fasternet-l": "93.5 M parameters, 15.49 G MACs",
 }
+_LANGUAGE = {
+    "tiny-llama": "language model, 0.8 M parameters, trained on this repository's own words",
+    "smollm2-135m": "language model, 134.5 M parameters, Apache-2.0",
+    "smollm2-360m": "language model, 361.8 M parameters, Apache-2.0",
+    "smollm2-1.7b": "language model, 1711.4 M parameters, Apache-2.0",
+    "llama-3.2-1b": "language model, 1235.8 M parameters, Llama 3.2 Community licence",
+    "qwen2.5-0.5b": "language model, 494.0 M parameters, Apache-2.0",
+    "qwen3-0.6b": "language model, 596.0 M parameters, Apache-2.0",
+}
 _UNTRAINED = "untrained: give --weights"
 
 
@@ -51,13 +61,33 @@ class _Zoo:
             for kind, lines in _KINDS
             for name, line in lines.items()
         }
+        self.models |= _LANGUAGE
+        self.language_models = _LANGUAGE
 
     def load(
         self, name: str, *, weights: Path | None = None, inputs: tuple[TensorSpec, ...] = ()
-    ) -> Model:
+    ) -> Model | LanguageModel:
+        if name in _LANGUAGE:
+            return self._load_language(name, weights, inputs)
         from edgekit_zoo.catalog import load_model
 
         return load_model(name, weights=weights, inputs=inputs)
+
+    def _load_language(
+        self, name: str, weights: Path | None, inputs: tuple[TensorSpec, ...]
+    ) -> LanguageModel:
+        from edgekit.errors import BadInput
+        from edgekit_zoo.language_catalog import load_named
+
+        if inputs:
+            raise BadInput(f"{name} takes tokens; leave out --input, and give --context its size.")
+        return load_named(name, weights=weights)
+
+    def load_language(self, path: Path) -> LanguageModel:
+        """From a Hugging Face folder or a GGUF file. Raises ``BadModel`` or ``DamagedFile``."""
+        from edgekit_zoo.language_catalog import load_path
+
+        return load_path(path)
 
 
 ZOO = _Zoo()

@@ -138,7 +138,7 @@ def llama_from_weights(spec: DecoderSpec, weights: Mapping[str, Weight]) -> Llam
     state: dict[str, Tensor] = {}
     for name, weight in weights.items():
         values = weight.floats() if isinstance(weight, Blocks) else weight
-        state[_parameter(name)] = torch.from_numpy(values)
+        state[parameter_name(name)] = torch.from_numpy(values)
     if spec.tied:
         state["head.weight"] = state["embedding.weight"]
     module.load_state_dict(state, strict=True, assign=True)
@@ -149,7 +149,7 @@ def llama_from_weights(spec: DecoderSpec, weights: Mapping[str, Weight]) -> Llam
     return module.eval().requires_grad_(False)
 
 
-def _parameter(name: str) -> str:
+def parameter_name(name: str) -> str:
     """``layers.0.q_bias`` to ``layers.0.attention.q.bias``."""
     *layer, last = name.split(".")
     stem, _, kind = last.rpartition("_")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 
 from edgekit.artifact import Artifact
 from edgekit.contract import Finding, Option, Session
+from edgekit.decode.stepper import Stepper
+from edgekit.decoder import Decoder
 from edgekit.errors import MissingRuntime, UsageError
 from edgekit.program import Program
 from edgekit.recipe import ANY, FP16, FP32, INT8, PRECISIONS, Recipe
 
 SUPPORTED = (FP16, INT8, PRECISIONS["int4"], *ANY, FP32)
+DECODER_RECIPES = (PRECISIONS["int4"], FP16, PRECISIONS["int8-weights"], FP32)
 # 10.3 is JetPack 6's. What each takes is in versions.py.
 VERSIONS = ("10.3", "10.13", "11", "rtx")
 
@@ -23,6 +27,7 @@ class Settings:
 
     version: str = "10.3"
     compute_capabilities: tuple[str, ...] = ("sm86",)
+    named: bool = False  # whether the user chose them; a language model's engines are kept then
     build_seconds: float = 600.0
     build_memory_gb: float = 8.0
 
@@ -33,6 +38,7 @@ class _Backend:
 
     name = "tensorrt"
     recipes = SUPPORTED
+    decoder_recipes = DECODER_RECIPES
     form = "concat"
     options = (
         Option("version", "10.3", f"TensorRT of the device: {', '.join(VERSIONS)}"),
@@ -53,7 +59,10 @@ class _Backend:
     def emulation(self) -> str:
         from edgekit_tensorrt.native import has_gpu
 
-        how = "copy the bundle to the device and run build_engine.py in the artifact's folder"
+        how = (
+            "copy the bundle to the device and run build_engine.py in the artifact's folder (of a "
+            "language model: generate_on_jetson.py)"
+        )
         return "" if has_gpu() else how
 
     def with_options(self, values: Mapping[str, str]) -> _Backend:
@@ -88,6 +97,25 @@ class _Backend:
 
         return NetworkSession(artifact)
 
+    def lower_decoder(
+        self, decoder: Decoder, recipe: Recipe, folder: Path, report: Callable[[str], None]
+    ) -> Artifact:
+        _require_onnx()
+        from edgekit_tensorrt.decoder_lower import artifact_from_decoder
+
+        return artifact_from_decoder(decoder, recipe, folder, self.settings, report)
+
+    def open_decoder(self, artifact: Artifact, *, threads: int | None = None) -> Stepper:
+        from edgekit_tensorrt.native import has_gpu
+
+        if has_gpu():
+            from edgekit_tensorrt.native_stepper import EngineStepper
+
+            return EngineStepper(artifact)
+        from edgekit_tensorrt.stepper import NetworkStepper
+
+        return NetworkStepper(artifact)
+
 
 def _settings(before: Settings, values: Mapping[str, str]) -> Settings:
     version = values.get("version", before.version)
@@ -113,7 +141,7 @@ def _settings(before: Settings, values: Mapping[str, str]) -> Settings:
     from edgekit_tensorrt.processes import check_compute_capabilities
 
     names = check_compute_capabilities([name.strip() for name in capabilities.split(",")])
-    return replace(settings, compute_capabilities=tuple(names))
+    return replace(settings, compute_capabilities=tuple(names), named=True)
 
 
 def _positive(name: str, text: str) -> float:

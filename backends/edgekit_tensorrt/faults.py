@@ -5,10 +5,15 @@ Each is found by comparing the network it made with the ONNX file, value by valu
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
+from edgekit.errors import RuntimeFailed
 from edgekit_tensorrt.network import Network, lost_inputs
+from edgekit_tensorrt.processes import Parsed
 
 # ONNX's element types as TensorRT names them.
 _TYPES = {
@@ -33,6 +38,19 @@ def faults_of(model: onnx.ModelProto, network: Network, warnings: tuple[str, ...
     return found + [
         f"NVIDIA's parser warns: {' '.join(text.split())}" for text in warnings if _RETYPED in text
     ]
+
+
+def faults_of_file(path: Path, parsed: Parsed) -> tuple[str, ...]:
+    """The same for a file that the parser took, whose weights may lie beside it.
+
+    Raises ``RuntimeFailed``.
+    """
+    assert parsed.network is not None
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as cause:
+        raise RuntimeFailed(f"tensorrt could not load the model: {cause}.") from cause
+    return tuple(faults_of(model, parsed.network, parsed.warnings))
 
 
 def _dropped(model: onnx.ModelProto, network: Network) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from edgekit_tensorrt.layers.values import (
     rounded,
     tensor_from_array,
 )
-from edgekit_tensorrt.network import Layer, Network
+from edgekit_tensorrt.network import Layer, Network, topological_order
 
 Trace = Callable[[str, Tensor], None]
 _CONTROL = {*BORDERS, *BRANCHES, "ASSERTION"}
@@ -95,6 +95,34 @@ class NetworkInterpreter:
             name: array_from_tensor(run.value(name), self._network.tensors[name].dtype)
             for name in self._network.outputs
         }
+
+    def fold(self) -> None:
+        """Work out now, once for all runs, what no input has a part in; ``trace`` sees none of it.
+
+        What it was made from is forgotten: of weights in codes their floats alone stay. A network
+        with loops or branches stays as it is.
+        """
+        if self.unknown or self._control.loops or self._control.conditions:
+            return
+        varying, kept = set(self._network.inputs), []
+        for layer in topological_order(self._network):
+            if varying.intersection(name for name in layer.inputs if name is not None):
+                varying.update(layer.outputs)
+                kept.append(layer)
+        read = {name for layer in kept for name in layer.inputs if name is not None}
+        wanted = (read | set(self._network.outputs)) - varying
+        with torch.no_grad():
+            for name in sorted(wanted):
+                run = _Execution(self, {}, None)
+                run.evaluate((name,))
+                found = run.value(name)
+                self._constants = {
+                    one: self._constants[one] for one in wanted & set(self._constants)
+                }
+                self._constants[name] = found
+        self._network = replace(self._network, layers=tuple(kept))
+        self._producer = self._network.producer()
+        self._readers = self._plain_readers()
 
     def _dtype(self, layer: Layer) -> str:
         return self._network.tensors[layer.outputs[0]].dtype

@@ -33,7 +33,8 @@ def has_gpu() -> bool:
 
 
 @contextmanager
-def _translated(doing: str) -> Iterator[None]:
+def translated(doing: str) -> Iterator[None]:
+    """What a script for devices raises, as the SDK's own error."""
     try:
         yield
     except NotPossible as cause:
@@ -60,7 +61,7 @@ class EngineSession:
         source = self._artifact.source
         content = source if isinstance(source, bytes) else source.read_bytes()
         profiles = build_engine.profiles_of([spec.to_json() for spec in self.inputs])
-        with _translated("load the model"):
+        with translated("load the model"):
             engine = build_engine.Engine(build_engine.build(content, profiles))
             self._engine = engine.__enter__()
         return self
@@ -87,7 +88,7 @@ class EngineSession:
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Outputs by name. Raises ``BadInput`` or ``RuntimeFailed``."""
         assert self._engine is not None, "the session is not open"
-        with _translated("run the model"):
+        with translated("run the model"):
             answer = self._engine.run(check_arrays(self.inputs, arrays))
         edges = {
             "inputs": [spec.to_json() for spec in self.inputs],

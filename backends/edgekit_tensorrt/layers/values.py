@@ -83,6 +83,8 @@ def tensor_from_array(array: Array, dtype: str) -> Tensor:
     """An input, or a constant from elsewhere, in the form held here."""
     if array.dtype.kind not in "biuf":  # an extension type such as ml_dtypes.bfloat16
         array = array.astype(np.float32)
+    if dtype == "HALF" and array.dtype == np.float16:  # nothing to round
+        return torch.from_numpy(array.astype(np.float32, order="C"))
     # Copied: torch must not write to the caller's array, nor warn that it could.
     return rounded(torch.from_numpy(np.array(array, order="C")), dtype)
 

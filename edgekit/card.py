@@ -10,6 +10,9 @@ from edgekit.manifest import Manifest
 from edgekit.registry import distance
 from edgekit.verify import LEVELS, Proof
 
+_RUN = "edgekit run . INPUT     # an image, or an .npz of named arrays"
+_GENERATE = 'edgekit generate . --chat --prompt "a question"'
+
 
 def readme(
     manifest: Manifest, proofs: Sequence[Proof], card: str, attempts: Sequence[Attempt] = ()
@@ -22,21 +25,7 @@ def readme(
         f"A bundle made by edgekit from `{manifest.source}`. Licence: "
         f"{manifest.licence or 'not stated'}.",
         "",
-        f"Inputs: {', '.join(f'`{spec}`' for spec in manifest.inputs)}. "
-        f"Outputs: {', '.join(f'`{spec}`' for spec in manifest.outputs)}.",
-        "",
-        "## Proofs",
-        "",
-        f"Every artifact was compared with the eager PyTorch model, in float32, on "
-        f"{len(manifest.samples)} samples ({manifest.samples_source}).",
-        "",
-        "| artifact | level | holds | max abs error | max rel error |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {proof.artifact} | {proof.level} | {'yes' if proof.passed else '**no**'} | "
-            f"{' | '.join(proof.errors(2))} |"
-            for proof in proofs
-        ),
+        *(_tensors(manifest, proofs) if manifest.language is None else _words(manifest, proofs)),
         *(
             f"\n`{level}` means: {meaning}."
             for level, meaning in LEVELS.items()
@@ -52,14 +41,62 @@ def readme(
         "## Run it",
         "",
         "```sh",
-        f"pip install '{DISTRIBUTION}[{first.target}]'",
+        f"pip install '{DISTRIBUTION}[{first.target}{',language' * bool(manifest.language)}]'",
         "edgekit verify .        # prove it again, on this machine",
-        "edgekit run . INPUT     # an image, or an .npz of named arrays",
+        _RUN if manifest.language is None else _GENERATE,
         "```",
     ]
     if card:
         lines += ["", "## Model card", "", card.strip()]
     return "\n".join(lines) + "\n"
+
+
+def _tensors(manifest: Manifest, proofs: Sequence[Proof]) -> list[str]:
+    """What goes in and out, and how far each artifact's numbers are from eager's."""
+    return [
+        f"Inputs: {', '.join(f'`{spec}`' for spec in manifest.inputs)}. "
+        f"Outputs: {', '.join(f'`{spec}`' for spec in manifest.outputs)}.",
+        "",
+        "## Proofs",
+        "",
+        f"Every artifact was compared with the eager PyTorch model, in float32, on "
+        f"{len(manifest.samples)} samples ({manifest.samples_source}).",
+        "",
+        "| artifact | level | holds | max abs error | max rel error |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {proof.artifact} | {proof.level} | {'yes' if proof.passed else '**no**'} | "
+            f"{' | '.join(proof.errors(2))} |"
+            for proof in proofs
+        ),
+    ]
+
+
+def _words(manifest: Manifest, proofs: Sequence[Proof]) -> list[str]:
+    """The same of a language model: what it foresees of eager's words, and its perplexity."""
+    assert manifest.language is not None
+    rows = [
+        f"| {proof.artifact} | {proof.level} | {'yes' if proof.passed else '**no**'} | "
+        f"{d.agreed:,} of {d.tokens:,} | {f'{d.decoded:,} of {d.compared:,}' * bool(d.compared)} | "
+        f"{d.perplexity:.3f} | {d.eager_perplexity:.3f} |"
+        for proof in proofs
+        if (d := proof.decoding) is not None
+    ]
+    return [
+        f"A language model: conversations of up to {manifest.language.context:,} tokens, the "
+        "answer included.",
+        "",
+        "## Proofs",
+        "",
+        f"Every artifact was compared with the eager PyTorch model, in float32, on "
+        f"{manifest.samples_source}: how many tokens of eager's greedy answers it finds the "
+        "likeliest too; of float artifacts, how many of those it decodes one by one; and what each "
+        "loses, as perplexity, on the same text.",
+        "",
+        "| artifact | level | holds | foreseen | decoded | perplexity | eager |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+    ]
 
 
 def _kernels(proofs: Sequence[Proof]) -> list[str]:

@@ -39,9 +39,57 @@ def _section(bundle: Bundle) -> str:
     overrides = "".join(f"<p class=no>{escape(text)}</p>" for text in manifest.overrides)
     return (
         f"<h2>{escape(manifest.model)}</h2>\n<p>{escape(str(bundle.folder))}, from "
-        f"{escape(manifest.source)}; {len(manifest.samples)} samples: "
-        f"{escape(manifest.samples_source)}</p>\n{overrides}"
-        f"<table><tr>{header}</tr>\n{rows}</table>{_tried(bundle)}"
+        f"{escape(manifest.source)}; {_proven_on(bundle)}</p>\n{overrides}"
+        f"<table><tr>{header}</tr>\n{rows}</table>{_language(bundle)}{_tried(bundle)}"
+    )
+
+
+def _proven_on(bundle: Bundle) -> str:
+    manifest = bundle.manifest
+    count = "" if manifest.language else f"{len(manifest.samples)} samples: "
+    return f"{count}{escape(manifest.samples_source)}"
+
+
+def _language(bundle: Bundle) -> str:
+    """Of a language model: perplexity and agreement, and the cost of wider passes, drawn."""
+    if bundle.manifest.language is None:
+        return ""
+    columns = ("artifact", "perplexity", "eager", "foreseen", "decode", "prefill", "T(N) / T(1)")
+    header = "".join(f"<th>{name}</th>" for name in columns)
+    rows = "".join(_language_row(bundle, name) for name in bundle.artifacts)
+    return f"<h3>Language</h3><table><tr>{header}</tr>{rows}</table>"
+
+
+def _language_row(bundle: Bundle, name: str) -> str:
+    decoding, measured = bundle.proof(name).decoding, bundle.measurement(name)
+    numbers = ["-", "-", "-"]
+    if decoding is not None:
+        share = decoding.agreed / max(decoding.tokens, 1)
+        numbers = [f"{decoding.perplexity:.3f}", f"{decoding.eager_perplexity:.3f}", f"{share:.2%}"]
+    rates: list[str] = ["not measured", "not measured"]
+    curve = ""
+    if measured is not None:
+        found: Any = measured
+        names = ("decode_tokens_per_second", "prefill_tokens_per_second")
+        rates = [f"{found[rate]:.0f} tokens/s" for rate in names]
+        curve = "".join(_curve(length, times) for length, times in found["passes_ms"].items())
+    cells = "".join(f"<td class=n>{number}</td>" for number in (*numbers, *rates))
+    return f"<tr><td>{escape(name)}</td>{cells}<td>{curve}</td></tr>"
+
+
+def _curve(length: str, times: dict[str, float]) -> str:
+    """T(N) against T(1): a line that stays low is what speculative decoding needs."""
+    ratios = {int(width): each / times["1"] for width, each in times.items()}
+    last, highest = max(ratios), max(ratios.values())
+    points = " ".join(
+        f"{_WIDTH * width / last:.1f},{_HEIGHT * (1 - ratio / highest):.1f}"
+        for width, ratio in ratios.items()
+    )
+    words = ", ".join(f"{width}: {ratio:.2f}" for width, ratio in ratios.items())
+    return (
+        f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="T(N)">'
+        f'<polyline points="{points}" fill="none" stroke="#369" stroke-width="2"/></svg>'
+        f"<small>{escape(length)} tokens cached; {words}</small>"
     )
 
 

@@ -93,6 +93,16 @@ def test_a_bundle_opens_again_with_its_words(bundle: edgekit.Bundle) -> None:
     assert reference.perplexity == opened.proof("onnxruntime-fp32").decoding.eager_perplexity  # type: ignore[union-attr]
 
 
+def test_the_card_says_what_was_foreseen_and_how_to_ask(bundle: edgekit.Bundle) -> None:
+    card = (bundle.folder / "README.md").read_text()
+    decoding = bundle.proof("onnxruntime-fp32").decoding
+    assert decoding is not None
+    assert f"| {decoding.agreed:,} of {decoding.tokens:,} |" in card
+    assert "conversations of up to 160 tokens" in card
+    assert "edgekit generate . --chat" in card
+    assert "Inputs:" not in card
+
+
 def test_a_reference_survives_the_file(bundle: edgekit.Bundle) -> None:
     reference = bundle.language_reference()
     again = LanguageReference.from_bytes(reference.to_bytes())
@@ -294,8 +304,12 @@ def test_profile_gives_rates_and_the_cost_of_wider_passes(
     assert opened.measurement("onnxruntime-int4")["p50_ms"] == measured["p50_ms"]  # type: ignore[index]
     code, out, _ = run(capsys, *words)
     assert "ms for a pass of N tokens" in out
-    code, out, _ = run(capsys, "report", str(copied), "-o", str(copied / "report.html"))
+    page = copied.with_name("report.html")
+    code, out, _ = run(capsys, "report", str(copied), "-o", str(page))
     assert code == 0
+    drawn = page.read_text()
+    assert "40 tokens cached; 1: 1.00, 2: " in drawn
+    assert drawn.count("<polyline") == 2
 
 
 def test_what_is_for_images_is_refused_for_language(

@@ -33,7 +33,7 @@ def answered(
 
 
 def fitting(model: edgekit.TextModel, messages: Messages, room: int) -> Messages:
-    """The latest messages that leave ``room`` tokens for an answer: the oldest turns are dropped."""
+    """The latest messages that leave ``room`` tokens for an answer; the oldest turns go."""
     while len(messages) > 1 and len(model.encoded(messages, chat=True)) + room > model.context:
         messages = messages[2:]
     return messages

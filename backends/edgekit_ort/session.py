@@ -49,11 +49,12 @@ ERRORS: tuple[type[Exception], ...] = (
     state.NotImplemented,
     state.RuntimeException,
 )
-_FATAL = 4  # its own log lines would repeat what the exception says
+FATAL = 4  # its own log lines would repeat what the exception says
 
 
 @contextmanager
-def _translated(doing: str) -> Iterator[None]:
+def translated(doing: str) -> Iterator[None]:
+    """Turn what the runtime raises into ``RuntimeFailed``."""
     try:
         yield
     except ERRORS as cause:
@@ -82,7 +83,7 @@ class OrtSession:
         return self._artifact.outputs
 
     def __enter__(self) -> Self:
-        with _translated("load the model"):
+        with translated("load the model"):
             if self._artifact.recipe.switchable and self._optimized is None:
                 self._optimize()
             self._session = self._reopened()
@@ -103,7 +104,7 @@ class OrtSession:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = self._threads or 0
         options.inter_op_num_threads = 1
-        options.log_severity_level = _FATAL
+        options.log_severity_level = FATAL
         # Idle threads of one session must not spin on the cores of another.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._artifact.recipe.quantized and not self._artifact.recipe.calibrated:
@@ -151,7 +152,7 @@ class OrtSession:
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Outputs by name. Raises ``BadInput`` or ``RuntimeFailed``."""
         feeds = check_arrays(self.inputs, arrays)
-        with _translated("run the model"):
+        with translated("run the model"):
             results = self._session.run(self._names, feeds)
         return self._by_name(results)
 
@@ -172,7 +173,7 @@ class OrtSession:
         self._written = None
         if self._session is not None:
             self._session = None
-            with _translated("load the model"):
+            with translated("load the model"):
                 self._session = self._reopened()
 
     @property
@@ -183,7 +184,7 @@ class OrtSession:
     def run_as_written(self, arrays: Arrays) -> dict[str, Array]:
         """The outputs by float arithmetic between the roundings that the file says."""
         feeds = check_arrays(self.inputs, arrays)
-        with _translated("run the model without fusion"):
+        with translated("run the model without fusion"):
             if self._written is None:
                 self._written = self._open(self._options(fused=False))
             results = self._written.run(self._names or None, feeds)
@@ -209,7 +210,7 @@ class OrtSession:
         names = [name for node in model.graph.node for name in node.output if name]
         shown = [onnx.ValueInfoProto(name=name) for name in names if name not in known]
         model.graph.output.extend(shown)
-        with _translated("show its layers"):
+        with translated("show its layers"):
             session = onnxruntime.InferenceSession(
                 model.SerializeToString(), self._options(), providers=["CPUExecutionProvider"]
             )
@@ -224,7 +225,7 @@ class OrtSession:
     def op_timings(self, arrays: Arrays, runs: int) -> list[OpTime]:
         """Mean time of each node over ``runs`` runs after one to warm up, longest first."""
         feeds = check_arrays(self.inputs, arrays)
-        with tempfile.TemporaryDirectory() as folder, _translated("profile the model"):
+        with tempfile.TemporaryDirectory() as folder, translated("profile the model"):
             options = self._options()
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "ops")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from edgekit.artifact import Artifact
 from edgekit.contract import Finding, Session
+from edgekit.decode.stepper import Stepper
+from edgekit.decoder import Decoder
 from edgekit.program import Program
 from edgekit.recipe import ANY, FP16, FP32, INT8, PRECISIONS, Recipe
 
@@ -14,6 +19,7 @@ class _Backend:
     name = "executorch"
     needs = ("executorch", "torch")
     recipes = SUPPORTED
+    decoder_recipes = (PRECISIONS["int8-weights"], PRECISIONS["int4"], FP32)
     form = "two-stream"  # a split or concat between convolutions would break the delegate in two
 
     def check(self, program: Program, recipe: Recipe) -> list[Finding]:
@@ -37,6 +43,18 @@ class _Backend:
         from edgekit_executorch.session import ExecutorchSession
 
         return ExecutorchSession(artifact, threads=threads)
+
+    def lower_decoder(
+        self, decoder: Decoder, recipe: Recipe, folder: Path, report: Callable[[str], None]
+    ) -> Artifact:
+        from edgekit_executorch.decoder_lower import artifact_from_decoder
+
+        return artifact_from_decoder(decoder, recipe, folder, report)
+
+    def open_decoder(self, artifact: Artifact, *, threads: int | None = None) -> Stepper:
+        from edgekit_executorch.stepper import ExecutorchStepper
+
+        return ExecutorchStepper(artifact, threads=threads)
 
 
 BACKEND = _Backend()

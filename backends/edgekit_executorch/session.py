@@ -25,7 +25,7 @@ with quiet():
 
 
 @contextmanager
-def _translated(doing: str) -> Iterator[None]:
+def translated(doing: str) -> Iterator[None]:
     """The runtime raises a code, and says the reason on stderr: put both into one sentence."""
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         try:
@@ -40,8 +40,8 @@ def _translated(doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def _coded(doing: str) -> Iterator[None]:
-    """As ``_translated``, with the runtime's code alone."""
+def coded(doing: str) -> Iterator[None]:
+    """As ``translated``, with the runtime's code alone."""
     try:
         yield
     except RuntimeError as cause:
@@ -61,6 +61,14 @@ def _stderr_to(log: TextIO) -> Iterator[None]:
         log.flush()
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def set_threads(threads: int | None) -> None:
+    """So many threads for all sessions opened from now on; None leaves what there is."""
+    # The thread pool is one for the whole process, and to replace it takes it away from
+    # sessions that are open.
+    if threads not in (None, portable_lib._threadpool_get_thread_count()):
+        portable_lib._unsafe_reset_threadpool(threads)
 
 
 class ExecutorchSession:
@@ -95,11 +103,8 @@ class ExecutorchSession:
 
     def _load(self) -> None:
         source = self._artifact.source
-        with _translated("load the program"):
-            # The thread pool is one for the whole process, and to replace it takes it away from
-            # sessions that are open.
-            if self._threads not in (None, portable_lib._threadpool_get_thread_count()):
-                portable_lib._unsafe_reset_threadpool(self._threads)
+        with translated("load the program"):
+            set_threads(self._threads)
             # The program is kept: a method whose program is gone crashes.
             self._program = Runtime.get().load_program(
                 str(source) if isinstance(source, Path) else source,
@@ -126,7 +131,7 @@ class ExecutorchSession:
         tensors = [torch.from_numpy(array) for array in checked.values()]
         # What cannot run says why on stderr, most often the first time; to listen for that
         # costs too much to do it in every run.
-        with _coded("run the program") if self._ran else _translated("run the program"):
+        with coded("run the program") if self._ran else translated("run the program"):
             results = self._method.execute(tensors)
         self._ran = True
         return {

@@ -63,8 +63,8 @@ def _list(asked: Arguments) -> int:
     if asked.what in (None, "targets"):
         targets = doctor.targets()
         listing["targets"] = [target.to_json() for target in targets]
-        rows = [(t.name, ", ".join(t.precisions), t.state) for t in targets]
-        texts.append(table(("target", "precisions", "state"), rows))
+        rows = [(t.name, *map(", ".join, (t.precisions, t.language)), t.state) for t in targets]
+        texts.append(table(("target", "precisions", "of language models", "state"), rows))
     _print(asked, listing, "\n\n".join(texts))
     return 0
 

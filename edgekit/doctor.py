@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
 
+from edgekit.contract import Decodes
 from edgekit.errors import DISTRIBUTION
 from edgekit.host import installed_version
 from edgekit.registry import backend_names, find_backend, missing_modules, recipes_of
@@ -64,6 +65,7 @@ class Target:
     name: str
     precisions: tuple[str, ...]
     missing: tuple[str, ...]
+    language: tuple[str, ...] = ()  # precisions of language models
 
     @property
     def state(self) -> str:
@@ -83,7 +85,9 @@ def targets() -> list[Target]:
     for name in backend_names():
         adapter = find_backend(name)
         precisions = tuple(recipe.precision for recipe in recipes_of(adapter))
-        found.append(Target(name, precisions, tuple(missing_modules(adapter))))
+        decoders = adapter.decoder_recipes if isinstance(adapter, Decodes) else ()
+        language = tuple(recipe.precision for recipe in decoders)
+        found.append(Target(name, precisions, tuple(missing_modules(adapter)), language))
     return found
 
 

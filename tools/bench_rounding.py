@@ -52,24 +52,8 @@ def symmetric(weight: Array, _gram: Array, block: int) -> Array:
 
 
 def chosen(weight: Array, _gram: Array, block: int) -> Array:
-    """What edgekit does."""
+    """Half-quadratic quantization by torchao, its zero a float: what edgekit does."""
     return blocks_from_floats(weight, 4, block).floats()
-
-
-def hqq(weight: Array, _gram: Array, block: int) -> Array:
-    """Half-quadratic quantization by torchao, its zero a float."""
-    from torchao.quantization.quant_primitives import _choose_qparams_and_quantize_affine_hqq
-
-    codes, scale, zero, _ = _choose_qparams_and_quantize_affine_hqq(
-        torch.from_numpy(weight),
-        nbits=4,
-        group_size=block,
-        compute_dtype=torch.float32,
-        device="cpu",
-        raw_output=True,
-    )
-    parts = codes.float().reshape(len(weight), -1, block)
-    return np.asarray(((parts - zero[..., None]) * scale[..., None]).reshape(weight.shape).numpy())
 
 
 def k_quant(weight: Array, _gram: Array, block: int) -> Array:
@@ -87,10 +71,9 @@ def gptq(weight: Array, gram: Array, block: int) -> Array:
 
 
 METHODS: dict[str, Rounding] = {
-    "edgekit": chosen,
+    "HQQ": chosen,
     "min-max with offset": min_max,
     "symmetric": symmetric,
-    "HQQ": hqq,
     "k-quant": k_quant,
     "GPTQ": gptq,
 }

@@ -27,8 +27,8 @@ def blocks_from_floats(floats: Array, bits: int, block: int = BLOCK) -> Blocks:
     rows, columns = floats.shape
     if columns % block:
         raise BadModel(
-            f"a matrix of {columns} columns cannot be cut into blocks of {block}; choose --precision "
-            "fp16."
+            f"a matrix of {columns} columns cannot be cut into blocks of {block}; choose "
+            "--precision fp16."
         )
     if bits == 4:
         return _half_quadratic(floats, block)

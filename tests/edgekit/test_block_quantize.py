@@ -52,7 +52,7 @@ def test_blocks_of_one_value_are_kept_exactly(bits: int) -> None:
 
 
 def test_columns_that_are_no_multiple_of_a_block_are_refused() -> None:
-    with pytest.raises(BadModel, match="a matrix of 40 columns has no blocks of 32"):
+    with pytest.raises(BadModel, match="a matrix of 40 columns cannot be cut into blocks of 32"):
         blocks_from_floats(matrix(columns=40), 4)
 
 

@@ -100,8 +100,8 @@ def test_threads_default_to_the_cores_and_both_are_passed_on(
     assert profile(bundle, save=False).threads == host.cores()
     assert profile(bundle, "replay", threads=3, runs=7, save=False).threads == 3
     assert asked == [
-        (bundle.folder, "replay-fp32", host.cores(), 100),
-        (bundle.folder, "replay-fp32", 3, 7),
+        ("edgekit.measure", bundle.folder, "replay-fp32", host.cores(), 100),
+        ("edgekit.measure", bundle.folder, "replay-fp32", 3, 7),
     ]
 
 

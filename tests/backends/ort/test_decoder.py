@@ -57,6 +57,11 @@ def fed(stepper: Stepper, tokens: list[int], *cuts: int) -> Array:
     return np.concatenate([stepper.step(tokens[a:b]).logits.copy() for a, b in parts])
 
 
+# Activations in 8 bits: the worst logit of six random decoders was 0.019 to 0.035 off, with the codes
+# right; with an offset or a scale of the wrong block it is off by more than half.
+EIGHT_BITS = 0.05
+
+
 def distance(found: Array, expected: Array) -> float:
     """Largest difference, in units of the largest value."""
     return float(np.abs(found - expected).max() / np.abs(expected).max())
@@ -109,7 +114,7 @@ def test_each_node_of_a_tree_equals_the_chain_through_its_ancestors(
     parents = [-1, 0, 0, 1, 2, 2, 5, -1]
     paths = [[0], [0, 1], [0, 2], [0, 1, 3], [0, 2, 4], [0, 2, 5], [0, 2, 5, 6], [7]]
     prompt, nodes = TOKENS[:start], TOKENS[20:28]
-    bound = 1e-4 if precision == "fp32" else 0.03
+    bound = 1e-4 if precision == "fp32" else EIGHT_BITS
     with opened(lowered(decoder, precision, tmp_path)) as stepper:
         if prompt:
             stepper.step(prompt)
@@ -152,7 +157,7 @@ def test_codes_with_offsets_run_as_they_are(
     decoder = tiny_decoder(bits=4, **sizes)
     expected, _ = eager(decoder, TOKENS)
     with opened(lowered(decoder, precision, tmp_path, kernel)) as stepper:
-        assert distance(fed(stepper, TOKENS, 1, 2, 9), expected) < 0.03
+        assert distance(fed(stepper, TOKENS, 1, 2, 9), expected) < EIGHT_BITS
 
 
 def test_an_embedding_of_eight_bits_beside_matrices_of_four_runs_as_it_is(tmp_path: Path) -> None:
@@ -163,7 +168,7 @@ def test_an_embedding_of_eight_bits_beside_matrices_of_four_runs_as_it_is(tmp_pa
     assert embedding.bits == 8
     artifact = lowered(floats, "int4", tmp_path)
     with opened(artifact) as stepper:
-        assert distance(fed(stepper, TOKENS, 3), eager(decoder, TOKENS)[0]) < 0.03
+        assert distance(fed(stepper, TOKENS, 3), eager(decoder, TOKENS)[0]) < EIGHT_BITS
     assert artifact.size < 0.5 * lowered(floats, "fp32", tmp_path).size
 
 
@@ -175,7 +180,7 @@ def test_matrices_of_unlike_bits_are_multiplied_one_by_one(tmp_path: Path) -> No
     backend = BACKEND.with_options({"kernel": "8"})
     artifact = backend.lower_decoder(decoder, PRECISIONS["int4"], tmp_path, lambda _line: None)
     with opened(artifact) as stepper:
-        assert distance(fed(stepper, TOKENS, 3), expected) < 0.03
+        assert distance(fed(stepper, TOKENS, 3), expected) < EIGHT_BITS
 
 
 def test_fp16_halves_the_file_and_computes_in_float32(tmp_path: Path) -> None:

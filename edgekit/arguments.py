@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import edgekit
 from edgekit.accuracy import METRICS
+from edgekit.decode.drafters import NAMES as DRAFTERS
 from edgekit.decode.sampling import Sampling
 from edgekit.errors import UsageError
 from edgekit.gate import PREFERENCES, Budget
@@ -83,6 +84,13 @@ def parser() -> argparse.ArgumentParser:
     ran.add_argument("-o", "--output", type=Path, help="write the outputs of one INPUT as .npz")
     generated = verb("generate", "text from a language model's bundle, streamed")
     _generate_arguments(generated)
+    spec = verb("spec", "whether speculative decoding is exact and pays on this machine")
+    spec.add_argument("what", choices=("plan",), help="measure, certify, choose a drafter")
+    _bundle_arguments(spec)
+    spec.add_argument("--threads", type=_positive, help="default: all cores")
+    spec.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="prompts of your own, parted by empty lines"
+    )
     reported = verb("report", "proofs and measurements of bundles")
     reported.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
     reported.add_argument("-o", "--output", type=Path, metavar="FILE", help="write an HTML page")
@@ -105,6 +113,12 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=plain.top_p, metavar="P", help="1: all")
     parser.add_argument("--min-p", type=float, default=plain.min_p, metavar="P", help="0: all")
     parser.add_argument("--seed", type=int, default=plain.seed, help="equal seeds, equal texts")
+    parser.add_argument(
+        "--drafter",
+        default="auto",
+        metavar="NAME",
+        help=f"auto (what spec plan chose), off, {', '.join(DRAFTERS)}",
+    )
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,7 @@ from edgekit.spec import Array
 from edgekit.verify import Proof
 
 PROOF = "proof.json"
+SPECULATION = "speculation.json"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class Bundle:
         """What ``edgekit profile`` last wrote for the artifact, or None. Raises ``DamagedFile``."""
         return self._added(name, PERFORMANCE, "run edgekit profile again")
 
+    def speculation(self, name: str) -> dict[str, object] | None:
+        """What ``edgekit spec plan`` last wrote, or None. Raises ``DamagedFile``."""
+        return self._added(name, SPECULATION, "run edgekit spec plan again")
+
     def device_proofs(self, name: str) -> tuple[Proof, ...]:
         """What the artifact's own script proved on devices, or (). Raises ``DamagedFile``."""
         value = self._added(name, ON_DEVICE, "run the artifact's script on the device again")
@@ -115,8 +120,18 @@ class Bundle:
         It carries its own digest and the manifest does not list it: a device that measures
         leaves what was exported as it was. Raises ``StorageError``.
         """
+        self._add(name, PERFORMANCE, value)
+
+    def write_speculation(self, name: str, value: Mapping[str, object]) -> None:
+        """Keep ``value`` as the artifact's plan of speculation, in place of the last one.
+
+        As ``write_measurement``. Raises ``StorageError``.
+        """
+        self._add(name, SPECULATION, value)
+
+    def _add(self, name: str, file: str, value: Mapping[str, object]) -> None:
         text = _dump({**value, "digest": digest_of(value)})
-        write_whole(self.folder / name / PERFORMANCE, text.encode())
+        write_whole(self.folder / name / file, text.encode())
 
     def _json(self, name: str, file: str) -> object:
         path = self.folder / name / file
@@ -198,6 +213,7 @@ def open_bundle(folder: str | Path) -> Bundle:
     bundle = Bundle(folder, manifest)
     for name in bundle.artifacts:
         bundle.measurement(name)
+        bundle.speculation(name)
         bundle.device_proofs(name)
     return bundle
 

@@ -152,6 +152,12 @@ def _generate(asked: Arguments) -> int:
     return language_cli.generate(asked)
 
 
+def _spec(asked: Arguments) -> int:
+    bundle = open_bundle(asked.bundle)
+    _ = bundle.language  # raises where there is none
+    return language_cli.plan(bundle, _measurable(bundle, asked.artifact), asked)
+
+
 def _verify_language(asked: Arguments, bundle: Bundle) -> int:
     if asked.layers:
         raise UsageError("--layers is not of language models; leave it out.")
@@ -365,6 +371,7 @@ VERBS: dict[str, Callable[[Arguments], int]] = {
     "profile": _profile,
     "run": _run,
     "generate": _generate,
+    "spec": _spec,
     "report": _report,
 }
 

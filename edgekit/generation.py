@@ -13,22 +13,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from edgekit import host
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.chat import Message, Turns, render
 from edgekit.contract import Decodes
+from edgekit.decode.draft import Drafter
+from edgekit.decode.drafters import NAMES
+from edgekit.decode.drafters import drafter as drafter_called
 from edgekit.decode.generate import generate
+from edgekit.decode.paying import Switch
 from edgekit.decode.sampling import GREEDY, Sampling
+from edgekit.decode.speculate import Tally, speculate
 from edgekit.decode.stepper import Stepper
-from edgekit.errors import BadInput, UsageError
+from edgekit.errors import BadInput, UnknownName, UsageError
 from edgekit.registry import backend, distance
+from edgekit.speculation import OFF, SpeculationPlan, switch_for
 from edgekit.tokenizer import Tokenizer
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class Answer:
     """What one answer took. ``stopped`` by ``stop token``, ``limit`` or ``context``; seconds.
 
-    ``reused`` tokens of the prompt were still in the cache.
+    ``reused`` tokens of the prompt were still in the cache. With a ``drafter``, ``passes`` brought
+    the tokens behind the first, and ``plain_tokens_per_second`` is what plain decoding was
+    measured to give when speculation was planned.
     """
 
     prompt_tokens: int
@@ -37,6 +48,14 @@ class Answer:
     first_token_seconds: float
     decode_seconds: float
     stopped: str
+    drafter: str = ""
+    passes: int = 0
+    plain_tokens_per_second: float | None = None
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Of the tokens behind the first; 1 for plain decoding."""
+        return (self.tokens - 1) / self.passes if self.passes else 1.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -44,8 +63,12 @@ class Answer:
         return (self.tokens - 1) / self.decode_seconds if self.tokens > 1 else 0.0
 
     def to_json(self) -> dict[str, object]:
-        """Every field, and the rate."""
-        return {**asdict(self), "tokens_per_second": self.tokens_per_second}
+        """Every field, and the rates."""
+        rates = {
+            "tokens_per_second": self.tokens_per_second,
+            "tokens_per_pass": self.tokens_per_pass,
+        }
+        return {**asdict(self), **rates}
 
 
 class TextModel:
@@ -83,8 +106,17 @@ class TextModel:
         turns = self._entry.turns
         self._turns = None if turns is None else Turns.from_json(turns)
         self._stepper: Stepper = adapter.open_decoder(self.artifact, threads=threads)
+        self._drafters: dict[str, Drafter] = {}  # what they learnt is kept from text to text
+        found = bundle.speculation(self.artifact.name)
+        self._plan = None if found is None else SpeculationPlan.from_json(found)
+        self._threads = threads or host.cores()
         self._seen: list[int] = []  # its first ``self._stepper.length`` lie in the cache
         self.answer: Answer | None = None
+
+    @property
+    def stepper(self) -> Stepper:
+        """What decodes, for loops of your own; leave it as you found it, or rewound."""
+        return self._stepper
 
     @property
     def stops(self) -> tuple[int, ...]:
@@ -122,6 +154,27 @@ class TextModel:
             raise BadInput("the prompt is empty; say something.")
         return self.tokenizer.encode(self._rendered(messages), special=False)
 
+    def drafter(self, name: str = AUTO) -> str:
+        """What ``name`` comes to: a drafter, or ``off``.
+
+        ``auto`` is what ``edgekit spec plan`` chose on this machine with these threads, and off
+        where it was not asked. Raises ``UnknownName``, or ``UsageError`` where the artifact
+        cannot speculate without loss.
+        """
+        if name == AUTO:
+            plan = self._plan
+            return plan.chosen if plan and plan.holds_here(self._threads) else OFF
+        if name == OFF:
+            return OFF
+        if name not in NAMES:
+            raise UnknownName("drafter", name, (AUTO, OFF, *NAMES))
+        if not self._stepper.exact_widths:
+            raise UsageError(
+                f"{self.artifact.name} claims no widths whose rows are equal to the bit here, so "
+                "speculation would not be lossless; use --drafter off."
+            )
+        return name
+
     def _rendered(self, messages: Sequence[Message]) -> str:
         if self._turns is not None:
             return self._turns.render(messages)
@@ -136,6 +189,7 @@ class TextModel:
         chat: bool = False,
         limit: int = 256,
         sampling: Sampling = GREEDY,
+        drafter: str = AUTO,
         report: Callable[[int], None] = lambda _fed: None,
     ) -> Iterator[str]:
         """Yield the answer's text piece by piece, each whole characters; then see ``answer``.
@@ -145,7 +199,11 @@ class TextModel:
         """
         pieces = self.tokenizer.stream()
         for token in self.tokens(
-            self.encoded(prompt, chat=chat), limit=limit, sampling=sampling, report=report
+            self.encoded(prompt, chat=chat),
+            limit=limit,
+            sampling=sampling,
+            drafter=drafter,
+            report=report,
         ):
             if token not in self.stops and (piece := pieces.add(token)):
                 yield piece
@@ -158,6 +216,7 @@ class TextModel:
         *,
         limit: int = 256,
         sampling: Sampling = GREEDY,
+        drafter: str = AUTO,
         report: Callable[[int], None] = lambda _fed: None,
     ) -> Iterator[int]:
         """The same in token ids, a stop token included. What the cache still holds is reused."""
@@ -170,16 +229,10 @@ class TextModel:
                 f"{self.context:,}, with the answer in it; shorten the prompt, or export with a "
                 "larger --context."
             )
+        chosen, tally = self.drafter(drafter), Tally()
         reused = self._keep(prompt)
         self._seen = list(prompt)
-        decoded = generate(
-            self._stepper,
-            prompt[reused:],
-            limit=min(limit, room),
-            stops=self.stops,
-            sampling=sampling,
-            report=report,
-        )
+        decoded = self._decoded(prompt, reused, min(limit, room), sampling, chosen, tally, report)
         first, later, count = 0.0, 0.0, 0
         while True:
             start = time.perf_counter()  # what the caller does with a token is not our time
@@ -190,9 +243,57 @@ class TextModel:
             first, later = (first, later + spent) if count else (spent, 0.0)
             count += 1
             self._seen.append(token)
-            stopped = self._why(token, count, limit)
-            self.answer = Answer(len(prompt), reused, count, first, later, stopped)
+            self.answer = Answer(
+                prompt_tokens=len(prompt),
+                reused=reused,
+                tokens=count,
+                first_token_seconds=first,
+                decode_seconds=later,
+                stopped=self._why(token, count, limit),
+                drafter=chosen if chosen != OFF else "",
+                passes=tally.passes,
+                plain_tokens_per_second=1 / self._plan.single_seconds if self._plan else None,
+            )
             yield token
+
+    def _decoded(
+        self,
+        prompt: Sequence[int],
+        reused: int,
+        limit: int,
+        sampling: Sampling,
+        chosen: str,
+        tally: Tally,
+        report: Callable[[int], None],
+    ) -> Iterator[int]:
+        """The tokens behind what the cache still holds, by the plain loop or with a drafter."""
+        stepper, stops = self._stepper, self.stops
+        if chosen == OFF:
+            return generate(
+                stepper, prompt[reused:], limit=limit, stops=stops, sampling=sampling, report=report
+            )
+        if chosen not in self._drafters:
+            self._drafters[chosen] = drafter_called(chosen, stepper.vocabulary)
+        return speculate(
+            stepper,
+            prompt[reused:],
+            self._drafters[chosen],
+            limit=limit,
+            stops=stops,
+            sampling=sampling,
+            switch=self._switch(chosen),
+            before=prompt[:reused],
+            tally=tally,
+            report=report,
+        )
+
+    def _switch(self, chosen: str) -> Switch | None:
+        """Turns drafting off where it does not pay; needs the costs that a plan measured."""
+        plan = self._plan
+        if plan is None or not plan.holds_here(self._threads):
+            return None
+        tried = {each.drafter: each for each in plan.candidates}.get(chosen)
+        return None if tried is None else switch_for(plan.costs, tried)
 
     def _why(self, token: int, count: int, limit: int) -> str:
         """What ends the answer, if it ends with this token."""

@@ -1,10 +1,11 @@
-"""What the verbs do with a language model: generate, verify, profile."""
+"""What the verbs do with a language model: generate, verify, profile, spec plan."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from edgekit.arguments import Arguments
 from edgekit.bundle import Bundle
@@ -16,6 +17,7 @@ from edgekit.language_profile import LanguageMeasurement, profile_language
 from edgekit.language_proof import prove_language
 from edgekit.registry import backend
 from edgekit.render import Progress, size_text, table
+from edgekit.speculation import SpeculationPlan, plan_speculation
 from edgekit.verify import Proof
 
 
@@ -38,6 +40,7 @@ def generate(asked: Arguments) -> int:
                 chat=asked.chat,
                 limit=asked.max_tokens,
                 sampling=sampling,
+                drafter=asked.drafter,
                 report=lambda fed: progress(f"reading the prompt: {fed} tokens"),
             )
             first = next(stream, "")
@@ -57,18 +60,24 @@ def generate(asked: Arguments) -> int:
 def _prompt(asked: Arguments) -> str:
     if (asked.prompt is None) == (asked.prompt_file is None):
         raise UsageError("say one of --prompt TEXT and --prompt-file FILE.")
-    if asked.prompt_file is None:
-        return str(asked.prompt)
+    return str(asked.prompt) if asked.prompt_file is None else _read(asked.prompt_file)
+
+
+def _read(path: Path) -> str:
     try:
-        return str(asked.prompt_file.read_text("utf-8"))
+        return path.read_text("utf-8")
     except FileNotFoundError as cause:
-        raise BadInput(f"there is no file {asked.prompt_file}.") from cause
+        raise BadInput(f"there is no file {path}.") from cause
     except (OSError, UnicodeDecodeError) as cause:
-        raise BadInput(f"{asked.prompt_file} is no text in UTF-8: {cause}.") from cause
+        raise BadInput(f"{path} is no text in UTF-8: {cause}.") from cause
 
 
 def _took(answer: Answer, artifact: str) -> str:
     rate = f"{answer.tokens_per_second:.1f} tokens/s" if answer.tokens > 1 else "one token"
+    if answer.drafter:
+        rate += f" with {answer.drafter}, {answer.tokens_per_pass:.2f} tokens a pass"
+        if answer.plain_tokens_per_second:
+            rate += f", plain would have been {answer.plain_tokens_per_second:.1f} tokens/s"
     return (
         f"[{artifact}: {answer.tokens} tokens, {rate}; {answer.prompt_tokens} prompt tokens, first "
         f"token after {answer.first_token_seconds:.2f} s; ended by {answer.stopped}]"
@@ -91,6 +100,66 @@ def verify(bundle: Bundle, names: Sequence[str]) -> list[Proof]:
                 prove_language(adapter, artifact, reference, max_rise=rise, report=report)
             )
     return proofs
+
+
+def plan(bundle: Bundle, names: Sequence[str], asked: Arguments) -> int:
+    """Measure whether speculation is exact and pays, and keep the plan in the bundle."""
+    plans, prompts = [], _plan_prompts(bundle, asked)
+    for name in names:
+        with Progress().shown() as progress:
+            report = _prefixed(progress, name)
+            plans.append(
+                plan_speculation(
+                    bundle, name, threads=asked.threads, prompts=prompts, report=report
+                )
+            )
+    if asked.json:
+        print(json.dumps([each.to_json() for each in plans], indent=1))
+    else:
+        print("\n\n".join(map(plan_text, plans)))
+    return 1 if any(each.certificate.grade == "refused" for each in plans) else 0
+
+
+def _plan_prompts(bundle: Bundle, asked: Arguments) -> list[list[int]] | None:
+    """The user's own, parted by empty lines, as the chat template puts them; or None."""
+    if asked.prompts is None:
+        return None
+    texts = [part.strip() for part in _read(asked.prompts).split("\n\n") if part.strip()]
+    if not texts:
+        raise BadInput(f"{asked.prompts} holds no prompt; part them by empty lines.")
+    model = TextModel(bundle)
+    return [model.encoded(text, chat=bool(bundle.language.template)) for text in texts]
+
+
+def plan_text(plan: SpeculationPlan) -> str:
+    """The certificate, the costs, what each drafter is predicted and was measured to bring."""
+    proof, single = plan.certificate, plan.single_seconds
+    passes = [(width, f"{1e3 * s:.2f} ms", f"{s / single:.2f}") for width, s in plan.costs.passes]
+    rows = [
+        (
+            each.drafter,
+            f"{each.tokens_per_pass:.2f}",
+            " ".join(f"{share:.2f}" for share in each.acceptance[:4]) or "-",
+            f"{1e6 * each.drafting_seconds:.0f} us",
+            f"{each.predicted:.2f} ({each.low:.2f} to {each.high:.2f})",
+            f"{each.measured:.2f}",
+            "chosen" if each.drafter == plan.chosen else "",
+        )
+        for each in plan.candidates
+    ]
+    header = ("drafter", "tokens a pass", "right at depth 1 2 3 4", "drafting", "predicted")
+    return "\n\n".join(
+        [
+            f"{plan.artifact}, {plan.threads} threads: {proof.grade}: {proof.equal} of "
+            f"{proof.texts} speculative texts on {proof.prompts} prompts, greedy and sampled, are "
+            f"plain ones, {proof.tokens:,} tokens, {proof.drafted:,} drafted.",
+            f"A pass of one token takes {1e3 * single:.2f} ms; exactness costs plain decoding "
+            f"{plan.exact_seconds / single:.2f} times that.",
+            table(("exact width", "pass", "against one token"), passes),
+            table((*header, "measured", ""), rows) if rows else "",
+            f"speculation: {plan.chosen}",
+        ]
+    )
 
 
 def _prefixed(progress: Progress, name: str) -> Callable[[str], None]:

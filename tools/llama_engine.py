@@ -22,6 +22,8 @@ class Engine:
     """One model with a cache, driven through the C interface: no copy of logits is timed."""
 
     def __init__(self, path: str, threads: int, context: int) -> None:
+        self._path, self._threads, self._size = path, threads, context
+        self._speculative: Any = None
         model = llama_cpp.llama_model_default_params()
         model.n_gpu_layers = 0
         self._model = llama_cpp.llama_model_load_from_file(path.encode(), model)
@@ -61,6 +63,48 @@ class Engine:
         address = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * self.vocabulary))
         return np.frombuffer(address.contents, np.float32)
 
+    def generate(
+        self, prompt: list[int], limit: int, stops: list[int], mode: str
+    ) -> dict[str, object]:
+        """Greedy decoding, ``plain`` through the C interface or its own prompt ``lookup``."""
+        if mode == "lookup":
+            return self._lookup(prompt, limit, stops)
+        self.rewind(0)
+        for start in range(0, len(prompt), 512):
+            self.step(prompt[start : start + 512], every=False)
+        tokens = [int(self.row(-1).argmax())]
+        start_time = time.perf_counter()
+        while len(tokens) < limit and tokens[-1] not in stops:
+            self.step(tokens[-1:], every=False)
+            tokens.append(int(self.row(-1).argmax()))
+        spent = time.perf_counter() - start_time
+        return {"tokens": tokens, "seconds": spent, "passes": len(tokens) - 1}
+
+    def _lookup(self, prompt: list[int], limit: int, stops: list[int]) -> dict[str, object]:
+        """llama-cpp-python's own: it keeps the logits of every row, as its API asks."""
+        from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+        if self._speculative is None:
+            draft = LlamaPromptLookupDecoding(max_ngram_size=3, num_pred_tokens=4)
+            self._speculative = llama_cpp.Llama(
+                self._path,
+                n_ctx=self._size,
+                n_threads=self._threads,
+                n_threads_batch=self._threads,
+                logits_all=True,
+                draft_model=draft,
+                verbose=False,
+            )
+        tokens: list[int] = []
+        start_time = 0.0
+        for token in self._speculative.generate(prompt, temp=0.0, repeat_penalty=1.0):
+            if not tokens:
+                start_time = time.perf_counter()
+            tokens.append(int(token))
+            if len(tokens) >= limit or token in stops:
+                break
+        return {"tokens": tokens, "seconds": time.perf_counter() - start_time, "passes": 0}
+
 
 def answer(engine: Engine, asked: dict[str, Any]) -> object:
     """What the request asks for; see ``bench_llm.py``."""
@@ -70,6 +114,8 @@ def answer(engine: Engine, asked: dict[str, Any]) -> object:
     if asked["do"] == "pass":
         engine.rewind(asked["length"])
         return engine.step(asked["tokens"], every=True)
+    if asked["do"] == "generate":
+        return engine.generate(asked["prompt"], asked["limit"], asked["stops"], asked["mode"])
     if asked["do"] == "losses":
         tokens, losses, likeliest = asked["tokens"], [], []
         engine.rewind(0)

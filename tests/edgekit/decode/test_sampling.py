@@ -61,8 +61,42 @@ def test_a_token_far_below_the_likeliest_is_never_drawn_and_changes_nothing() ->
     ids, probabilities = Sampling(temperature=1.0).distribution(
         np.array([0.0, -1e4, -1.0], np.float32)
     )
-    assert ids.tolist() == [0, 2]
-    np.testing.assert_allclose(probabilities[0], 1 / (1 + np.exp(-1)), rtol=1e-7)
+    assert ids.tolist() == [0, 1, 2]
+    assert probabilities[1] == 0
+    np.testing.assert_allclose(probabilities[0], 1 / (1 + np.exp(-1)), rtol=1e-6)
+    row = np.array([0.0] * 300 + [-1e4] * 300, np.float32)
+    drawn = [Sampling(temperature=1.0, seed=2).choose(row, index) for index in range(300)]
+    assert max(drawn) < 300
+    assert len(set(drawn)) > 150
+
+
+def test_a_large_vocabulary_is_drawn_from_as_a_small_one_is() -> None:
+    rng = np.random.default_rng(0)
+    row = (4 * rng.standard_normal(5000)).astype(np.float32)
+    weights = np.exp(row.astype(np.float64) - row.max())
+    reached = np.cumsum(weights) / weights.sum()
+    for index in range(200):
+        noise = np.random.Generator(np.random.Philox(key=9, counter=index)).random()
+        token = Sampling(temperature=1.0, seed=9).choose(row, index)
+        assert reached[token] > noise - 1e-6
+        assert token == 0 or reached[token - 1] < noise + 1e-6
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_the_nucleus_is_that_of_a_full_sort(share: float) -> None:
+    for spread in (0.01, 1.0, 6.0):  # flat rows need more than the head
+        row = (spread * np.random.default_rng(1).standard_normal(4000)).astype(np.float32)
+        ids, _ = Sampling(temperature=1.0, top_p=share).distribution(row)
+        weights = np.exp(row - row.max())
+        order = np.argsort(-weights, kind="stable")
+        reached = np.cumsum(weights[order], dtype=np.float64)
+        count = int(np.searchsorted(reached, share * weights.sum(dtype=np.float64))) + 1
+        assert ids.tolist() == sorted(order[:count].tolist())
+
+
+def test_of_equally_likely_tokens_top_k_keeps_the_lowest_ids() -> None:
+    ids, _ = Sampling(temperature=1.0, top_k=3).distribution(np.ones(9, np.float32))
+    assert ids.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

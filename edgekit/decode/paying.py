@@ -1,0 +1,273 @@
+"""Whether drafting pays: what passes cost, what they bring, and a switch that decides as it goes.
+
+All of it is arithmetic on measured seconds and on counts; no clock is read here, so the same
+text takes the same passes every time.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+
+from edgekit.errors import BadInput, DamagedFile
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds measured on one device: ``passes`` holds (width, seconds of one pass), ascending.
+
+    ``drafting`` is what a round spends outside of its pass, and ``per_token`` what each token
+    asked for adds to that. Raises ``BadInput`` where nothing was measured, or no time passed.
+    """
+
+    passes: tuple[tuple[int, float], ...]
+    drafting: float = 0.0
+    per_token: float = 0.0
+
+    def __post_init__(self) -> None:
+        widths = [width for width, _ in self.passes]
+        if not widths or widths != sorted(set(widths)) or widths[0] < 1:
+            raise BadInput(
+                f"passes of {widths} tokens; give one or more widths, ascending, from 1."
+            )
+        times = [seconds for _, seconds in self.passes]
+        if not all(math.isfinite(each) and each > 0 for each in times):
+            raise BadInput(f"passes of {times} seconds; each is a number above 0.")
+        for each in (self.drafting, self.per_token):
+            if not (math.isfinite(each) and each >= 0):
+                raise BadInput(f"drafting takes {each:g} seconds; it is a number from 0 up.")
+
+    def seconds(self, width: int) -> float:
+        """Of one pass: between two measured widths on the straight line through them.
+
+        Below the narrowest, its own time; beyond the widest, as the last line goes on.
+        """
+        passes = self.passes
+        if width <= passes[0][0] or len(passes) == 1:
+            return passes[0][1]
+        above = min(bisect_left(passes, (width,)), len(passes) - 1)
+        (low, before), (high, after) = passes[above - 1], passes[above]
+        # A wider pass is never taken for a cheaper one because two timings were noisy.
+        return max(before + (after - before) * (width - low) / (high - low), passes[0][1])
+
+    def round_seconds(self, width: int, asked: int) -> float:
+        """Of a pass and of drafting ``asked`` tokens for it."""
+        return self.seconds(width) + self.drafting + self.per_token * asked
+
+    def to_json(self) -> dict[str, object]:
+        """Widths are keys, as text."""
+        return {
+            "passes": {str(width): seconds for width, seconds in self.passes},
+            "drafting": self.drafting,
+            "per_token": self.per_token,
+        }
+
+    @classmethod
+    def from_json(cls, value: object) -> Costs:
+        """Read what ``to_json`` wrote. Raises ``DamagedFile``."""
+        try:
+            fields = dict(value)  # type: ignore[call-overload]
+            passes = sorted((int(width), float(each)) for width, each in fields["passes"].items())
+            return cls(tuple(passes), float(fields["drafting"]), float(fields["per_token"]))
+        except (TypeError, KeyError, ValueError, AttributeError) as cause:
+            raise DamagedFile(f"the costs of passes are malformed: {cause!r}.") from cause
+
+
+def expected_tokens(acceptance: Sequence[float]) -> float:
+    """Tokens that a pass brings, its own included: ``1 + a1 + a1 a2 + ...``.
+
+    ``acceptance`` [depth] is the share of drafted tokens that are right where all before them
+    were (Leviathan et al., arXiv 2211.17192, with a share for each depth).
+    """
+    return 1.0 + float(sum(accumulate(acceptance, mul)))
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """How many tokens to draft, the width of their pass, and the predicted speed-up."""
+
+    drafted: int
+    width: int
+    speedup: float
+
+
+def best_width(
+    costs: Costs, acceptance: Sequence[float], widths: Sequence[int] | None = None
+) -> Best:
+    """The width of most tokens a second, against passes of the narrowest without a draft.
+
+    Each of ``widths`` (those measured, by default) is filled with drafted tokens, as far as
+    ``acceptance`` [depth] is known. ``Best(0, narrowest, 1.0)`` where no draft is faster.
+    """
+    allowed = [width for width, _ in costs.passes] if widths is None else sorted(widths)
+    plain = costs.seconds(allowed[0])
+    best = Best(0, allowed[0], 1.0)
+    for width in allowed:
+        drafted = min(width - 1, len(acceptance))
+        seconds = costs.round_seconds(width, drafted)
+        speedup = expected_tokens(acceptance[:drafted]) * plain / seconds
+        if drafted and speedup > best.speedup:
+            best = Best(drafted, width, speedup)
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One pass in counts. Of the draft's depths, ``tested`` had a token on offer behind a right
+    one, and ``accepted`` of those, the first ones, were right; ``tokens`` became text."""
+
+    width: int
+    drafted: int
+    tested: int
+    accepted: int
+    tokens: int
+
+
+_WEIGHT = 1 / 16  # of a new round in all running averages, once they rest on enough
+_TRUST = 4  # what an average begins with counts as that many rounds
+_LONGER = 1 / 4  # how fast a draft that was all right makes longer ones be tried
+_PROBE = 6  # drafted rounds that a probe takes
+_HOPELESS = 3  # of them, where none brings a drafted token
+_PAUSE = 32  # tokens before the first probe; twice as many after each that fails
+_LONGEST_PAUSE = 1024
+_UNTRIED = 0.5  # acceptance of a depth of which nothing is known
+_IDLE = 0.1  # share of a plain pass: this much drafting in vain counts as a round of its own
+
+
+class Switch:
+    """Says how many tokens to draft next, from how earlier rounds went; 0 is plain decoding.
+
+    It keeps the acceptance of each depth and the speed-up over plain passes of the narrowest of
+    ``widths`` as running averages. Drafts are as long as brings most tokens a second. Where the
+    speed-up falls below 1, it decodes plainly, and tries again after a pause that grows each
+    time. ``acceptance`` [depth] is what to begin with, as measured on other texts. Lengths are
+    weighed as for chains: for drafts of trees give two ``widths``, the narrowest and the tree's.
+    Raises ``BadInput`` where no width holds a draft.
+    """
+
+    def __init__(
+        self,
+        costs: Costs,
+        widths: Sequence[int],
+        *,
+        acceptance: Sequence[float] = (),
+        longest: int = 16,
+    ) -> None:
+        if longest < 1 or max(widths) < 2:
+            raise BadInput(
+                f"no pass of {list(widths)} tokens holds a draft of 1 to {longest}; give a width "
+                "of 2 or more, and a longest draft of 1 or more."
+            )
+        self._costs = costs
+        self._plain = costs.seconds(min(widths))
+        # Padding costs as much as a draft, so drafts fill their width; of equals, the narrowest.
+        wide = sorted((width for width in widths if width > 1), reverse=True)
+        useful = {min(width - 1, longest): width for width in wide}
+        self._lengths = [
+            (length, costs.round_seconds(width, length)) for length, width in sorted(useful.items())
+        ]
+        deepest = self._lengths[-1][0]
+        known = list(acceptance) or [_UNTRIED]
+        self._acceptance = [*known, *[known[-1]] * (deepest - len(known))][:deepest]
+        self._tested = [_TRUST] * deepest
+        self._rounds = _TRUST
+        self._length, rate = self._fastest()
+        # The averages begin as predicted, at what one plain pass of that speed would bring.
+        self._tokens, self._seconds = rate * self._plain, self._plain
+        self._vain = 0.0  # seconds of drafting without a draft, not yet counted
+        self._pause = _PAUSE
+        self._left = 0  # tokens until a probe
+        self._probe: list[tuple[int, float]] | None = None
+        if self.speedup < 1:
+            self._rest()
+
+    @property
+    def speedup(self) -> float:
+        """The running average over plain decoding."""
+        return self._tokens * self._plain / self._seconds
+
+    @property
+    def acceptance(self) -> tuple[float, ...]:
+        """The running average for each depth."""
+        return tuple(self._acceptance)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the next round drafts."""
+        return self._left <= 0
+
+    def budget(self) -> int:
+        """How many tokens to draft in the next round."""
+        return self._length if self.is_on else 0
+
+    def note(self, done: Round) -> None:
+        """Learn from a round."""
+        if not self.is_on:
+            self._left -= done.tokens
+            if self._left <= 0:
+                self._probe = []
+            return
+        asked = self._length
+        self._vain += self._costs.drafting + self._costs.per_token * asked
+        if not done.drafted and self._vain < _IDLE * self._plain:
+            return
+        seconds = self._costs.seconds(done.width) + self._vain
+        self._vain = 0.0
+        self._learn(done)
+        self._length, _ = self._fastest()
+        if self._probe is not None:
+            self._judge(self._probe, done.tokens, seconds)
+            return
+        self._rounds += 1
+        weight = max(_WEIGHT, 1 / self._rounds)
+        self._tokens += weight * (done.tokens - self._tokens)
+        self._seconds += weight * (seconds - self._seconds)
+        if self.speedup < 1:
+            self._rest()
+
+    def _learn(self, done: Round) -> None:
+        shares = self._acceptance
+        tested = min(done.tested, len(shares))
+        for depth in range(tested):
+            self._tested[depth] += 1
+            weight = max(_WEIGHT, 1 / self._tested[depth])
+            shares[depth] += weight * ((depth < done.accepted) - shares[depth])
+        if done.drafted and done.accepted == tested:
+            # All was right: what a longer draft is worth is not known, only what it followed.
+            for depth in range(max(1, tested), len(shares)):
+                shares[depth] += _LONGER * (shares[depth - 1] - shares[depth])
+
+    def _fastest(self) -> tuple[int, float]:
+        """The length of most tokens a second, and how many those are."""
+        best, most = 0, 0.0
+        expected, product, depth = 1.0, 1.0, 0
+        for length, seconds in self._lengths:
+            while depth < length:
+                product *= self._acceptance[depth]
+                expected += product
+                depth += 1
+            if expected / seconds > most:
+                best, most = length, expected / seconds
+        return best, most
+
+    def _judge(self, probe: list[tuple[int, float]], tokens: int, seconds: float) -> None:
+        """End a probe after its rounds: go on drafting where they paid."""
+        probe.append((tokens, seconds))
+        self._tokens = sum(each for each, _ in probe) / len(probe)
+        self._seconds = sum(each for _, each in probe) / len(probe)
+        hopeless = len(probe) == _HOPELESS and self._tokens == 1
+        if len(probe) < _PROBE and not hopeless:
+            return
+        self._probe, self._rounds = None, len(probe)
+        if self.speedup < 1:
+            self._rest()
+        else:
+            self._pause = max(_PAUSE, self._pause // 2)
+
+    def _rest(self) -> None:
+        self._left = self._pause
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)

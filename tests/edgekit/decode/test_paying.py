@@ -1,0 +1,230 @@
+"""What passes cost and bring, and the switch that draws its conclusions."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from edgekit.decode.paying import Costs, Round, Switch, best_width, expected_tokens
+from edgekit.errors import BadInput, DamagedFile
+
+COSTS = Costs(((1, 0.010), (2, 0.012), (4, 0.015), (8, 0.022)), drafting=0.0001)
+CLIFF = Costs(((1, 0.010), (2, 0.025), (4, 0.026), (8, 0.030)))
+WIDTHS = (1, 2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("width", "seconds"),
+    [(1, 0.010), (2, 0.012), (3, 0.0135), (4, 0.015), (6, 0.0185), (8, 0.022), (12, 0.029)],
+)
+def test_between_measured_widths_seconds_lie_on_a_line(width: int, seconds: float) -> None:
+    assert COSTS.seconds(width) == pytest.approx(seconds)
+
+
+def test_one_measured_width_and_noisy_ones_give_no_cheaper_wide_pass() -> None:
+    assert Costs(((2, 0.01),)).seconds(1) == Costs(((2, 0.01),)).seconds(64) == 0.01
+    noisy = Costs(((1, 0.010), (2, 0.011), (4, 0.0105)))
+    assert noisy.seconds(30) == 0.010
+
+
+def test_a_round_costs_its_pass_and_its_draft() -> None:
+    costs = Costs(((1, 1.0), (5, 2.0)), drafting=0.25, per_token=0.125)
+    assert costs.round_seconds(5, 4) == 2.75
+
+
+def test_costs_survive_json() -> None:
+    assert Costs.from_json(json.loads(json.dumps(COSTS.to_json()))) == COSTS
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        {},
+        {"passes": [], "drafting": 0, "per_token": 0},
+        {"passes": {}, "drafting": 0, "per_token": 0},
+        {"passes": {"a": 1}, "drafting": 0, "per_token": 0},
+        {"passes": {"1": 1.0}, "drafting": "x", "per_token": 0},
+        {"passes": {"1": -1.0}, "drafting": 0, "per_token": 0},
+    ],
+)
+def test_malformed_costs_are_refused(value: object) -> None:
+    with pytest.raises(DamagedFile, match="the costs of passes are malformed"):
+        Costs.from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("passes", "drafting", "sentence"),
+    [
+        ((), 0.0, "give one or more widths, ascending"),
+        (((2, 1.0), (1, 1.0)), 0.0, r"passes of \[2, 1\] tokens"),
+        (((0, 1.0),), 0.0, "from 1"),
+        (((1, 0.0),), 0.0, "each is a number above 0"),
+        (((1, float("nan")),), 0.0, "each is a number above 0"),
+        (((1, 1.0),), -1.0, "drafting takes -1 seconds"),
+    ],
+)
+def test_costs_that_cannot_be_are_refused(
+    passes: tuple[tuple[int, float], ...], drafting: float, sentence: str
+) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        Costs(passes, drafting)
+
+
+def test_expected_tokens_are_one_and_a_product_for_each_depth() -> None:
+    assert expected_tokens(()) == 1
+    assert expected_tokens((0.5, 0.5, 1.0)) == 1.75 + 0.25
+    share = 0.6
+    assert expected_tokens([share] * 7) == pytest.approx((1 - share**8) / (1 - share))
+
+
+def test_expected_tokens_are_the_mean_of_rounds_played() -> None:
+    shares = np.array([0.7, 0.5, 0.8])
+    hits = np.random.default_rng(0).random((50_000, 3)) < shares
+    played = 1 + np.cumprod(hits, axis=1).sum(1)
+    # The deviation of one round is below 1.2, so four sigmas are 0.022.
+    assert played.mean() == pytest.approx(expected_tokens(shares.tolist()), abs=0.022)
+
+
+@pytest.mark.parametrize(
+    ("costs", "share", "width"),
+    [(COSTS, 0.95, 8), (COSTS, 0.55, 4), (COSTS, 0.3, 2), (COSTS, 0.1, 1), (CLIFF, 0.6, 1)],
+)
+def test_the_best_width_is_the_one_of_most_tokens_a_second(
+    costs: Costs, share: float, width: int
+) -> None:
+    best = best_width(costs, [share] * 7)
+    assert (best.width, best.drafted) == (width, width - 1)
+    rates = {
+        each: (1 - share**each) / (1 - share) / (costs.seconds(each) + costs.drafting * (each > 1))
+        for each in WIDTHS
+    }
+    assert max(rates, key=lambda each: rates[each]) == width
+    assert best.speedup == pytest.approx(rates[width] * costs.seconds(1))
+
+
+def test_where_the_narrowest_pass_holds_a_draft_it_is_free() -> None:
+    best = best_width(Costs(((2, 0.012), (4, 0.017))), [0.2, 0.2, 0.2])
+    assert (best.drafted, best.width) == (1, 2)
+    assert best.speedup == pytest.approx(1.2)
+
+
+def test_nothing_is_drafted_deeper_than_is_known() -> None:
+    assert best_width(COSTS, [0.99]).drafted == 1
+    assert best_width(COSTS, [0.99] * 7, widths=(1, 4)).width == 4
+    assert best_width(COSTS, [0.99] * 2, widths=(1, 4)).drafted == 2
+
+
+def rounds(switch: Switch, shares: list[float], tokens: int, seed: int = 0) -> list[Round]:
+    """What the loop would tell, where tokens are right with these probabilities."""
+    rng = np.random.default_rng(seed)
+    done: list[Round] = []
+    while sum(each.tokens for each in done) < tokens:
+        drafted = switch.budget()
+        width = next(width for width in WIDTHS if width > drafted)
+        right = 0
+        while right < drafted and rng.random() < shares[right]:
+            right += 1
+        tested = min(right + 1, drafted)
+        done.append(Round(width, drafted, tested, right, right + 1))
+        switch.note(done[-1])
+    return done
+
+
+def gain(done: list[Round]) -> float:
+    """Speed against plain passes."""
+    tokens = sum(each.tokens for each in done)
+    spent = sum(COSTS.seconds(each.width) + COSTS.drafting * (each.drafted > 0) for each in done)
+    return tokens * COSTS.seconds(1) / spent
+
+
+def test_drafts_grow_where_they_are_right_and_shrink_where_they_are_not() -> None:
+    switch = Switch(COSTS, WIDTHS, acceptance=(0.5,))
+    assert switch.budget() == 3
+    assert rounds(switch, [0.97] * 7, 200)[-1].drafted == 7
+    assert rounds(switch, [0.45] * 7, 300)[-1].drafted in (1, 3)
+    assert 0.2 < switch.acceptance[0] < 0.7
+
+
+def test_a_draft_that_is_never_right_is_turned_off_and_tried_again_ever_more_rarely() -> None:
+    switch = Switch(COSTS, WIDTHS, acceptance=(0.6,))
+    done = rounds(switch, [0.0] * 7, 2000)
+    tried = [place for place, each in enumerate(done) if each.drafted]
+    pauses = [b - a for a, b in pairwise(tried) if b - a > 1]
+    assert tried[0] == 0
+    assert pauses[:5] == [33, 65, 129, 257, 513]
+    first = tried[0 : [b - a > 1 for a, b in pairwise(tried)].index(True) + 1]
+    assert len(tried) - len(first) <= 6 * 3  # a probe without a right token ends early
+    assert gain(done) > 0.99
+    assert not switch.is_on
+    assert switch.speedup < 1
+
+
+def test_after_a_pause_a_draft_that_pays_again_is_kept() -> None:
+    switch = Switch(COSTS, WIDTHS, acceptance=(0.6,))
+    rounds(switch, [0.0] * 7, 60)
+    assert not switch.is_on
+    done = rounds(switch, [0.9] * 7, 400)
+    assert switch.is_on
+    assert all(each.drafted for each in done[-20:])
+    assert switch.speedup > 1.5
+
+
+def test_a_probe_that_pays_halves_the_next_pause() -> None:
+    switch = Switch(COSTS, WIDTHS, acceptance=(0.6,))
+
+    def pause() -> int:
+        done = rounds(switch, [0.0] * 7, 700)
+        plainly = [place for place, each in enumerate(done) if not each.drafted]
+        return next(n for n, place in enumerate(plainly) if place != plainly[0] + n)
+
+    assert pause() == 32
+    rounds(switch, [0.95] * 7, 2500)
+    assert switch.is_on
+    assert pause() == 512  # 1024 would have been next
+
+
+def test_where_other_texts_foretell_a_loss_it_begins_plainly_and_probes() -> None:
+    switch = Switch(CLIFF, WIDTHS, acceptance=(0.3,))
+    done = rounds(switch, [0.3] * 7, 40)
+    assert not any(each.drafted for each in done[:32])
+    assert done[32].drafted
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6, 0.8, 0.95])
+def test_whatever_the_acceptance_little_is_lost_and_most_is_won(share: float) -> None:
+    shares = [share] * 7
+    found = np.mean([gain(rounds(Switch(COSTS, WIDTHS), shares, 256, seed)) for seed in range(20)])
+    best = best_width(COSTS, shares).speedup
+    assert found > 0.97
+    assert found - 1 > 0.7 * (best - 1) - 0.03
+
+
+def test_a_text_without_drafts_changes_nothing_and_drafting_in_vain_counts() -> None:
+    switch = Switch(COSTS, WIDTHS)
+    before = switch.speedup
+    for _ in range(9):
+        switch.note(Round(1, 0, 0, 0, 1))
+    assert switch.speedup == before
+    dear = Switch(Costs(COSTS.passes, drafting=0.003), WIDTHS, acceptance=(0.7,))
+    assert dear.is_on
+    for _ in range(60):
+        dear.note(Round(1, 0, 0, 0, 1))
+    assert dear.speedup < 1
+
+
+def test_what_it_decides_is_a_function_of_counts_alone() -> None:
+    one = rounds(Switch(COSTS, WIDTHS), [0.5] * 7, 500, seed=3)
+    assert one == rounds(Switch(COSTS, WIDTHS), [0.5] * 7, 500, seed=3)
+
+
+def test_no_draft_is_longer_than_the_longest_and_widths_without_room_are_refused() -> None:
+    switch = Switch(COSTS, WIDTHS, acceptance=(0.99,), longest=2)
+    assert {each.drafted for each in rounds(switch, [0.99] * 7, 300)} <= {0, 1, 2}
+    with pytest.raises(BadInput, match=r"no pass of \[1\] tokens holds a draft of 1 to 16"):
+        Switch(COSTS, (1,))
+    with pytest.raises(BadInput, match="a longest draft of 1 or more"):
+        Switch(COSTS, WIDTHS, longest=0)

@@ -1,0 +1,236 @@
+"""Plans of speculation: the certificate, the costs, the choice, and ``generate`` going by it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgekit
+from edgekit import cli
+from edgekit.decode.drafters import NAMES
+from edgekit.decode.stepper import Rows
+from edgekit.errors import DamagedFile, UnknownName, UsageError
+from edgekit.speculation import (
+    OFF,
+    TIMED,
+    SpeculationPlan,
+    certify,
+    measured_costs,
+    plan_speculation,
+)
+from edgekit.testing import HashStepper, example_bundle
+
+pytest.importorskip("onnxruntime")
+
+PROMPTS = [[(7 * i * j + 3) % 64 for i in range(12)] for j in range(1, 5)]
+# Text that copies itself: drafters have something to find.
+COPY = "the cat sat on the mat and the cat sat on the mat and the cat sat on the mat and the cat"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> edgekit.Bundle:
+    out = tmp_path_factory.mktemp("speculation") / "tiny"
+    targets = ["onnxruntime"]
+    return edgekit.export("tiny-llama", targets=targets, precision="int4", context=192, out=out)
+
+
+@pytest.fixture(scope="module")
+def plan(bundle: edgekit.Bundle) -> SpeculationPlan:
+    return plan_speculation(bundle, threads=1)
+
+
+@pytest.fixture
+def text(bundle: edgekit.Bundle, plan: SpeculationPlan) -> Iterator[edgekit.TextModel]:
+    with edgekit.TextModel(bundle, threads=1) as model:
+        yield model
+
+
+def test_the_certificate_is_bitwise_and_says_on_what(plan: SpeculationPlan) -> None:
+    proof = plan.certificate
+    assert proof.grade == "bitwise"
+    assert proof.prompts == 50
+    assert proof.equal == proof.texts == 100
+    assert proof.drafted > 100
+    assert proof.exact_widths[0] == 2
+
+
+def test_costs_are_of_exact_widths_and_grow(plan: SpeculationPlan) -> None:
+    assert [width for width, _ in plan.costs.passes] == [w for w in TIMED if w >= 2]
+    assert plan.costs.seconds(16) > plan.costs.seconds(2) > 0
+    assert plan.single_seconds > 0
+
+
+def test_every_drafter_was_tried(plan: SpeculationPlan) -> None:
+    assert tuple(each.drafter for each in plan.candidates) == NAMES
+    for each in plan.candidates:
+        assert each.low <= each.predicted <= each.high
+        assert each.tokens_per_pass >= 1
+        assert each.measured > 0
+    assert plan.chosen in (OFF, *NAMES)
+    chosen = plan.candidate
+    if chosen is not None:
+        assert chosen.low > 1
+        assert chosen.measured > 1
+
+
+def test_a_plan_survives_the_bundle(bundle: edgekit.Bundle, plan: SpeculationPlan) -> None:
+    kept = edgekit.open_bundle(bundle.folder).speculation(plan.artifact)
+    assert kept is not None
+    assert SpeculationPlan.from_json(kept) == plan
+    with pytest.raises(DamagedFile, match="malformed"):
+        SpeculationPlan.from_json({**kept, "costs": {}})
+
+
+def test_a_plan_that_was_altered_is_found(bundle: edgekit.Bundle, plan: SpeculationPlan) -> None:
+    path = bundle.folder / plan.artifact / "speculation.json"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b'"threads": 1', b'"threads": 2'))
+    with pytest.raises(DamagedFile, match="run edgekit spec plan again"):
+        edgekit.open_bundle(bundle.folder)
+    path.write_bytes(before)
+
+
+def test_a_plan_is_for_its_machine_and_threads(plan: SpeculationPlan) -> None:
+    assert plan.holds_here(1)
+    assert not plan.holds_here(2)
+    elsewhere = replace(plan, host={**plan.host, "processor": "another"})
+    assert not elsewhere.holds_here(1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_with_any_drafter_the_text_is_that_of_exact_plain_decoding(
+    text: edgekit.TextModel, name: str, temperature: float
+) -> None:
+    sampling = edgekit.Sampling(temperature, seed=3)
+    prompt = text.encoded(COPY)
+    first = list(text.tokens(prompt, limit=60, sampling=sampling, drafter=name))
+    assert text.answer is not None
+    assert text.answer.drafter == name
+    second = list(text.tokens(prompt, limit=60, sampling=sampling, drafter=name))
+    assert first == second
+    for other in NAMES:
+        assert list(text.tokens(prompt, limit=60, sampling=sampling, drafter=other)) == first
+
+
+def test_where_the_text_copies_passes_bring_several_tokens(text: edgekit.TextModel) -> None:
+    prompt = [40, 41, 42, 43, 44, 45, 46, 47] * 12
+    list(text.tokens(prompt, limit=40, drafter="lookup"))
+    assert text.answer is not None
+    assert text.answer.passes < text.answer.tokens
+
+
+def test_auto_is_what_the_plan_chose_and_off_elsewhere(
+    bundle: edgekit.Bundle, plan: SpeculationPlan, text: edgekit.TextModel
+) -> None:
+    assert text.drafter() == plan.chosen
+    with edgekit.TextModel(bundle, threads=2) as model:
+        assert model.drafter() == OFF
+    with pytest.raises(UnknownName, match="unknown drafter 'lookupp'; did you mean 'lookup'"):
+        text.drafter("lookupp")
+
+
+def test_a_stream_left_early_with_a_drafter_harms_nothing(text: edgekit.TextModel) -> None:
+    prompt = text.encoded(COPY)
+    wanted = list(text.tokens(prompt, limit=24, drafter="merged"))
+    for count, _ in enumerate(text.tokens([*prompt, 9], limit=24, drafter="merged")):
+        if count == 3:
+            break
+    assert list(text.tokens(prompt, limit=24, drafter="merged")) == wanted
+    assert list(text.tokens(prompt, limit=1, drafter="merged")) == wanted[:1]
+
+
+def test_an_answer_with_a_drafter_ends_at_the_context(text: edgekit.TextModel) -> None:
+    prompt = ([40, 41, 42, 43, 44, 45] * 40)[:185]
+    tokens = list(text.tokens(prompt, limit=50, drafter="lookup"))
+    assert len(tokens) <= text.context - len(prompt)
+    with pytest.raises(edgekit.UsageError, match="has 192 tokens"):
+        next(text.tokens([40] * 192, drafter="lookup"))
+
+
+class Neighbourly(HashStepper):
+    """Rows share a scale: what the last token of a pass is changes every row."""
+
+    def step(
+        self,
+        tokens: Sequence[int],
+        *,
+        parents: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Rows:
+        answer = super().step(tokens, parents=parents, rows=rows)
+        return Rows(np.roll(answer.logits, tokens[-1] % 7, axis=1), answer.hidden)
+
+
+def test_rows_that_depend_on_their_neighbours_are_refused() -> None:
+    assert certify(HashStepper(), PROMPTS, ()).grade == "bitwise"
+    refused = certify(Neighbourly(), PROMPTS, ())
+    assert refused.grade == "refused"
+    assert refused.equal < refused.texts
+
+
+def test_a_pass_of_one_token_is_timed_also_where_it_is_not_exact() -> None:
+    stepper = HashStepper(exact_widths=(4, 8))
+    single, costs = measured_costs(stepper, 20)
+    assert single > 0
+    assert [width for width, _ in costs.passes] == [4, 8]
+
+
+def test_the_command_says_what_was_certified_and_chosen(
+    bundle: edgekit.Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    own = tmp_path / "prompts.txt"
+    own.write_text("What is a file?\n\nWhat is a folder?\n")
+    words = ["spec", "plan", str(bundle.folder), "--threads", "1"]
+    assert cli.main([*words, "--prompts", str(own)]) == 0
+    out = capsys.readouterr().out
+    assert "bitwise: 100 of 100 speculative texts on 50 prompts" in out
+    assert "speculation: " in out
+    assert cli.main([*words, "--json"]) == 0
+    (value,) = json.loads(capsys.readouterr().out)
+    assert value["certificate"]["grade"] == "bitwise"
+    own.write_text("\n\n")
+    assert cli.main([*words, "--prompts", str(own)]) == 2
+    assert "holds no prompt" in capsys.readouterr().err
+
+
+def test_generate_says_tokens_a_pass_and_what_plain_would_have_been(
+    bundle: edgekit.Bundle, plan: SpeculationPlan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", str(bundle.folder), "--prompt", COPY, "--threads", "1"]
+    assert cli.main([*words, "--drafter", "merged", "--max-tokens", "30"]) == 0
+    err = capsys.readouterr().err
+    assert " with merged, " in err
+    assert "tokens a pass, plain would have been " in err
+    assert cli.main([*words, "--drafter", "off", "--max-tokens", "5"]) == 0
+    assert "tokens a pass" not in capsys.readouterr().err
+    assert cli.main([*words, "--drafter", "nope"]) == 2
+    assert "unknown drafter 'nope'" in capsys.readouterr().err
+
+
+def test_a_plan_for_a_bundle_of_images_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example_bundle(tmp_path / "images")
+    assert cli.main(["spec", "plan", str(tmp_path / "images")]) == 2
+    assert "is no language model" in capsys.readouterr().err
+
+
+def test_where_no_width_is_exact_nothing_is_planned(
+    bundle: edgekit.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgekit_ort.stepper import OrtStepper
+
+    monkeypatch.setattr(OrtStepper, "exact_widths", ())
+    with pytest.raises(UsageError, match="claims no widths"):
+        plan_speculation(bundle, threads=1)
+    with (
+        edgekit.TextModel(bundle, threads=1) as model,
+        pytest.raises(UsageError, match="use --drafter off"),
+    ):
+        model.drafter("lookup")

@@ -174,9 +174,9 @@ def plan_speculation(
         certificate = certify(stepper, _many(given, reference.text), stops, report)
         single, costs = measured_costs(stepper, min(LENGTH, context // 2), report)
         exact = costs.seconds(costs.passes[0][0])
-        tried = []
+        tried: list[Candidate] = []
         if certificate.grade == "bitwise":
-            tried = [_tried(n, stepper, given, stops, single, costs, report) for n in NAMES]
+            tried = _tried(stepper, given, stops, single, costs, report)
     # Prediction and clock must both say that it pays.
     worth = [each for each in tried if each.low > 1 and each.measured > 1]
     chosen = max(worth, key=lambda each: each.predicted).drafter if worth else OFF
@@ -279,68 +279,88 @@ class _Counted:
         return rows
 
 
+@dataclass
+class _Trial:
+    """One drafter: what it learnt, and for each prompt predicted and clock seconds, and tokens."""
+
+    drafter: Drafter
+    tally: Tally
+    predicted: list[float]
+    clock: list[float]
+    tokens: list[int]
+
+
 def _tried(
-    name: str,
     stepper: Stepper,
     prompts: Sequence[Sequence[int]],
     stops: Sequence[int],
     single: float,
     costs: Costs,
     report: Report,
-) -> Candidate:
-    """One drafter on every prompt, with the switch, as ``generate`` would use it."""
-    learnt, total = drafter(name, stepper.vocabulary), Tally()
-    predicted, measured, plain = [], [], []
+) -> list[Candidate]:
+    """Every drafter on every prompt, with the switch, as ``generate`` would use it; and plain
+    decoding by single tokens beside them, since a pass takes longer the more is cached."""
+    trials = {n: _Trial(drafter(n, stepper.vocabulary), Tally(), [], [], []) for n in NAMES}
+    plain = []
     for index, prompt in enumerate(prompts):
-        report(f"trying {name} on {len(prompts)} prompts: {index + 1}")
-        counts = _text(learnt, stepper, prompt, stops, costs, total)
-        passes, clock, tokens = counts
-        # What is not the model's own time (drafting, choosing, Python) is taken as it was.
-        beside = max(0.0, clock - sum(seconds for _, seconds in passes))
-        predicted.append(sum(costs.seconds(width) for width, _ in passes) + beside)
-        measured.append(clock)
-        plain.append(tokens * single)
-    low, high = _interval(np.array(plain), np.array(predicted))
-    return Candidate(
-        drafter=name,
-        acceptance=tuple(round(share, 4) for share in total.acceptance[: TIMED[-1]]),
-        tokens_per_pass=total.tokens_per_pass,
-        drafting_seconds=total.drafting_seconds / max(total.passes, 1),
-        predicted=sum(plain) / sum(predicted),
-        low=low,
-        high=high,
-        measured=sum(plain) / sum(measured),
-    )
+        report(f"trying drafters on {len(prompts)} prompts: {index + 1}")
+        plain.append(_plain(stepper, prompt, stops))
+        for trial in trials.values():
+            _try(trial, stepper, prompt, stops, costs)
+    return [_candidate(n, trial, plain, single) for n, trial in trials.items()]
 
 
-def _text(
-    learnt: Drafter,
-    stepper: Stepper,
-    prompt: Sequence[int],
-    stops: Sequence[int],
-    costs: Costs,
-    total: Tally,
-) -> tuple[list[tuple[int, float]], float, int]:
-    """Width and seconds of the passes behind the prompt, seconds by the clock, tokens."""
-    counted = _Counted(stepper)
-    widths = [width for width, _ in costs.passes]
+def _plain(stepper: Stepper, prompt: Sequence[int], stops: Sequence[int]) -> float:
+    """Seconds a token, behind the prompt."""
     stepper.rewind(0)
-    before = total.tokens
+    decoded = generate(stepper, prompt, limit=TOKENS, stops=stops)
+    next(decoded)
+    start = time.perf_counter()
+    count = sum(1 for _ in decoded)
+    return (time.perf_counter() - start) / max(count, 1)
+
+
+def _try(
+    trial: _Trial, stepper: Stepper, prompt: Sequence[int], stops: Sequence[int], costs: Costs
+) -> None:
+    counted = _Counted(stepper)
+    stepper.rewind(0)
+    before = trial.tally.tokens
     decoded = speculate(
         counted,
         prompt,
-        learnt,
+        trial.drafter,
         limit=TOKENS,
         stops=stops,
-        switch=Switch(costs, widths) if widths[-1] > 1 else None,
-        tally=total,
+        switch=Switch(costs, [w for w, _ in costs.passes]) if costs.passes[-1][0] > 1 else None,
+        tally=trial.tally,
     )
     next(decoded)
     counted.passes.clear()
     start = time.perf_counter()
     for _ in decoded:
         pass
-    return counted.passes, time.perf_counter() - start, total.tokens - before
+    clock = time.perf_counter() - start
+    # What is not the model's own time (drafting, choosing, Python) is taken as it was.
+    beside = max(0.0, clock - sum(seconds for _, seconds in counted.passes))
+    trial.predicted.append(sum(costs.seconds(width) for width, _ in counted.passes) + beside)
+    trial.clock.append(clock)
+    trial.tokens.append(trial.tally.tokens - before)
+
+
+def _candidate(name: str, trial: _Trial, plain: Sequence[float], single: float) -> Candidate:
+    tokens, predicted = np.array(trial.tokens), np.array(trial.predicted)
+    low, high = _interval(tokens * single, predicted)
+    return Candidate(
+        drafter=name,
+        acceptance=tuple(round(share, 4) for share in trial.tally.acceptance[: TIMED[-1]]),
+        tokens_per_pass=trial.tally.tokens_per_pass,
+        drafting_seconds=trial.tally.drafting_seconds / max(trial.tally.passes, 1),
+        predicted=float(tokens.sum() * single / max(predicted.sum(), 1e-12)),
+        low=low,
+        high=high,
+        measured=float((tokens * np.array(plain)).sum() / max(sum(trial.clock), 1e-12)),
+    )
 
 
 def _interval(plain: Any, fast: Any) -> tuple[float, float]:

@@ -16,7 +16,6 @@ from typing import Self
 from edgekit import host
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.chat import Message, Turns, render
-from edgekit.contract import Decodes
 from edgekit.decode.draft import Drafter
 from edgekit.decode.drafters import NAMES
 from edgekit.decode.drafters import drafter as drafter_called
@@ -26,7 +25,7 @@ from edgekit.decode.sampling import GREEDY, Sampling
 from edgekit.decode.speculate import Tally, speculate
 from edgekit.decode.stepper import Stepper
 from edgekit.errors import BadInput, UnknownName, UsageError
-from edgekit.registry import backend, distance
+from edgekit.registry import distance, language_backend
 from edgekit.speculation import OFF, SpeculationPlan, switch_for
 from edgekit.tokenizer import Tokenizer
 
@@ -96,9 +95,7 @@ class TextModel:
         bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self._entry = bundle.language
         self.artifact = bundle.artifact(artifact or _fittest(bundle))
-        adapter = backend(self.artifact.target)
-        if not isinstance(adapter, Decodes):
-            raise UsageError(f"{adapter.name} runs no language models in this version.")
+        adapter = language_backend(self.artifact.target)
         self.tokenizer = Tokenizer((bundle.folder / self._entry.tokenizer).read_text("utf-8"))
         self._template = ""
         if self._entry.template:

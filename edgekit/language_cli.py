@@ -9,13 +9,12 @@ from pathlib import Path
 
 from edgekit.arguments import Arguments
 from edgekit.bundle import Bundle
-from edgekit.contract import Decodes
 from edgekit.decode.sampling import Sampling
 from edgekit.errors import BadInput, UsageError
 from edgekit.generation import Answer, TextModel
 from edgekit.language_profile import LanguageMeasurement, profile_language
 from edgekit.language_proof import prove_language
-from edgekit.registry import backend
+from edgekit.registry import language_backend
 from edgekit.render import Progress, size_text, table
 from edgekit.speculation import SpeculationPlan, plan_speculation
 from edgekit.verify import Proof
@@ -90,9 +89,7 @@ def verify(bundle: Bundle, names: Sequence[str]) -> list[Proof]:
     proofs = []
     for name in names:
         artifact = bundle.artifact(name)
-        adapter = backend(artifact.target)
-        if not isinstance(adapter, Decodes):
-            raise UsageError(f"{adapter.name} runs no language models in this version.")
+        adapter = language_backend(artifact.target)
         with Progress().shown() as progress:
             report = _prefixed(progress, name)
             rise = bundle.language.max_rise

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from edgekit import host
 from edgekit.artifact import Artifact
-from edgekit.bundle import open_bundle
+from edgekit.bundle import Bundle
 from edgekit.contract import Decodes
 from edgekit.decode.stepper import Stepper, feed
-from edgekit.errors import EdgekitError, UsageError
-from edgekit.measure import drop_from_cache, peak_memory, timed
-from edgekit.registry import backend
+from edgekit.measure import drop_from_cache, measured_main, peak_memory, timed
+from edgekit.registry import language_backend
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 PREFILL = 256
@@ -113,32 +109,14 @@ def _step(stepper: Stepper, width: int, salt: int) -> Callable[[], object]:
     return lambda: stepper.step(tokens)
 
 
+def _work(bundle: Bundle, artifact: Artifact, threads: int, runs: int) -> dict[str, object]:
+    adapter, context = language_backend(artifact.target), bundle.language.context
+    return measure_language(adapter, artifact, context=context, threads=threads, runs=runs)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """What the fresh process runs: a JSON document on stdout, or a sentence on stderr."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("artifact")
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--runs", type=int, required=True)
-    asked = parser.parse_args(arguments)
-    try:
-        bundle = open_bundle(asked.bundle)
-        artifact = bundle.artifact(asked.artifact)
-        adapter = backend(artifact.target)
-        if not isinstance(adapter, Decodes):
-            raise UsageError(f"{adapter.name} runs no language models.")
-        result = measure_language(
-            adapter,
-            artifact,
-            context=bundle.language.context,
-            threads=asked.threads,
-            runs=asked.runs,
-        )
-    except EdgekitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(result))
-    return 0
+    """Measure a language artifact."""
+    return measured_main(_work, arguments)
 
 
 if __name__ == "__main__":

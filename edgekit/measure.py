@@ -11,14 +11,14 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
 from edgekit import host
 from edgekit.artifact import Artifact
-from edgekit.bundle import open_bundle
+from edgekit.bundle import Bundle, open_bundle
 from edgekit.contract import Backend, OpTimings, Session
 from edgekit.errors import EdgekitError
 from edgekit.registry import backend
@@ -107,8 +107,11 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """What the fresh process runs: a JSON document on stdout, or a sentence on stderr."""
+def measured_main(
+    work: Callable[[Bundle, Artifact, int, int], Mapping[str, object]], arguments: list[str] | None
+) -> int:
+    """What a fresh process runs: ``work`` on one artifact, with threads and runs; a JSON document
+    on stdout, or a sentence on stderr."""
     parser = argparse.ArgumentParser()
     parser.add_argument("bundle", type=Path)
     parser.add_argument("artifact")
@@ -117,16 +120,22 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         bundle = open_bundle(asked.bundle)
-        artifact = bundle.artifact(asked.artifact)
-        sample = bundle.reference().samples[0]
-        result = measure(
-            backend(artifact.target), artifact, sample, threads=asked.threads, runs=asked.runs
-        )
+        result = work(bundle, bundle.artifact(asked.artifact), asked.threads, asked.runs)
     except EdgekitError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     print(json.dumps(result))
     return 0
+
+
+def _work(bundle: Bundle, artifact: Artifact, threads: int, runs: int) -> dict[str, object]:
+    sample = bundle.reference().samples[0]
+    return measure(backend(artifact.target), artifact, sample, threads=threads, runs=runs)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure an artifact on the bundle's first sample."""
+    return measured_main(_work, arguments)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,21 @@ from pathlib import Path
 from edgekit.contract import (
     Backend,
     Configurable,
+    Decodes,
     Emulation,
     LoadsLanguage,
     Option,
     Preferences,
     Zoo,
 )
-from edgekit.errors import BadModel, EdgekitError, MissingRuntime, UnknownName, UnsupportedRecipe
+from edgekit.errors import (
+    BadModel,
+    EdgekitError,
+    MissingRuntime,
+    UnknownName,
+    UnsupportedRecipe,
+    UsageError,
+)
 from edgekit.language import LanguageModel
 from edgekit.model import Model
 from edgekit.recipe import FP32, Recipe
@@ -38,6 +46,14 @@ def backend(name: str) -> Backend:
     found = find_backend(name)
     for module in missing_modules(found):
         raise MissingRuntime(name, module)
+    return found
+
+
+def language_backend(name: str) -> Decodes:
+    """The adapter called ``name``, which runs language models. As ``backend``; ``UsageError``."""
+    found = backend(name)
+    if not isinstance(found, Decodes):
+        raise UsageError(f"{name} runs no language models in this version.")
     return found
 
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from edgekit import host
 from edgekit.bundle import Bundle
-from edgekit.contract import Decodes, Emulation
 from edgekit.decode.draft import Drafter
 from edgekit.decode.drafters import NAMES, drafter
 from edgekit.decode.generate import generate
@@ -26,7 +25,8 @@ from edgekit.decode.sampling import GREEDY, Sampling
 from edgekit.decode.speculate import Tally, speculate
 from edgekit.decode.stepper import Rows, Stepper, feed
 from edgekit.errors import DamagedFile, RuntimeFailed, UsageError
-from edgekit.registry import backend
+from edgekit.profile import unmeasurable
+from edgekit.registry import language_backend
 
 Grade = Literal["bitwise", "refused"]
 Report = Callable[[str], None]
@@ -156,11 +156,9 @@ def plan_speculation(
     ``RuntimeFailed`` where an interpreter would be timed, ``UsageError`` where no pass is exact.
     """
     artifact = bundle.artifact(name)
-    adapter = backend(artifact.target)
-    if isinstance(adapter, Emulation) and adapter.emulation:
-        raise RuntimeFailed(f"{artifact.name} is run by an interpreter here, so nothing is timed.")
-    if not isinstance(adapter, Decodes):
-        raise UsageError(f"{adapter.name} runs no language models in this version.")
+    if reason := unmeasurable(artifact):
+        raise RuntimeFailed(reason)
+    adapter = language_backend(artifact.target)
     threads, context = threads or host.cores(), bundle.language.context
     reference = bundle.language_reference()
     given = [list(p) for p in (prompts or reference.prompts) if len(p) + TOKENS < context]

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from edgekit.artifact import Artifact
-from edgekit.decode.stepper import Rows
+from edgekit.decode.stepper import Rows, lineage
 from edgekit.errors import BadInput, DamagedFile
 from edgekit.spec import Array
 from edgekit_coreml.interpreter import Interpreter
@@ -139,7 +139,7 @@ class InterpreterStepper:
     ) -> Rows:
         """See ``edgekit.decode.Stepper``. Raises ``BadInput`` or ``RuntimeFailed``."""
         ids, wanted = self._checked(tokens, rows)
-        seen, depths = lineage(len(ids), parents)
+        depths, seen = _checked_lineage(len(ids), parents)
         size = next(
             each
             for each in self._sizes
@@ -198,22 +198,17 @@ class InterpreterStepper:
         return mask
 
 
-def lineage(count: int, parents: Sequence[int] | None) -> tuple[Array, Array]:
-    """What each token of a pass sees of the others, bool [N, N], and its depth, [N].
+def _checked_lineage(count: int, parents: Sequence[int] | None) -> tuple[Array, Array]:
+    """Each token's depth, [N], and what it sees of the others, bool [N, N].
 
     Raises ``BadInput`` where ``parents`` are not one earlier index, or -1, for each token.
     """
     if parents is None:
-        return np.tri(count, dtype=bool), np.arange(count)
+        return np.arange(count), np.tri(count, dtype=bool)
     wrong = [at for at, parent in enumerate(parents) if not -1 <= parent < at]
     if len(parents) != count or wrong:
         raise BadInput(
             f"the parents {list(parents)} do not fit {count} tokens: each has one, an index before "
             "its own, or -1."
         )
-    seen, depths = np.eye(count, dtype=bool), np.zeros(count, np.int64)
-    for at, parent in enumerate(parents):
-        if parent >= 0:
-            seen[at] |= seen[parent]
-            depths[at] = depths[parent] + 1
-    return seen, depths
+    return lineage(parents)

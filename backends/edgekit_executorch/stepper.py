@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from edgekit.artifact import Artifact
-from edgekit.decode.stepper import Rows
+from edgekit.decode.stepper import Rows, lineage
 from edgekit.decoder import DecoderSpec
 from edgekit.errors import BadInput, DamagedFile
 from edgekit.graph import quiet
@@ -116,7 +116,8 @@ class ExecutorchStepper:
         if parents is None:
             depths, mask = np.arange(count), _chain_mask(start, count, seen)
         else:
-            depths, mask = _tree(_checked_parents(parents, count), start, seen)
+            depths, ancestors = lineage(_checked_parents(parents, count))
+            mask = _tree_mask(ancestors, start, seen)
         positions = start + depths
         group = self._spec.heads // self._spec.kv_heads
         arrays = (
@@ -174,15 +175,10 @@ def _chain_mask(start: int, count: int, seen: int) -> Array:
     return mask
 
 
-def _tree(parents: Sequence[int], start: int, seen: int) -> tuple[Array, Array]:
-    """Depths, int64 [count], and the mask: each node sees what was kept, its ancestors, itself."""
-    count = len(parents)
-    depths = np.zeros(count, np.int64)
-    mask = np.full((count, seen), _HIDDEN)
+def _tree_mask(seen: Array, start: int, span: int) -> Array:
+    """Float32 [count, span]: each node sees what was kept, its ancestors and itself."""
+    count = len(seen)
+    mask = np.full((count, span), _HIDDEN)
     mask[:, :start] = 0
-    for node, parent in enumerate(parents):
-        if parent >= 0:
-            depths[node] = depths[parent] + 1
-            mask[node] = mask[parent]
-        mask[node, start + node] = 0
-    return depths, mask
+    mask[:, start : start + count][seen] = 0
+    return mask

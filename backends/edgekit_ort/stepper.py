@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 
 from edgekit.artifact import Artifact
-from edgekit.decode.stepper import Rows
+from edgekit.decode.stepper import Rows, lineage
 from edgekit.errors import BadInput, DamagedFile
 from edgekit.spec import Array
 from edgekit_ort.decoder_codes import expanded
@@ -104,7 +104,7 @@ class OrtStepper:
             current.positions[0] = np.arange(start, total)
             mask = self._open_mask(attended, total)
         else:
-            depths, seen = _tree(parents)
+            depths, seen = lineage(parents)
             current.positions[0, :count] = start + depths
             # The kernel numbers the tokens itself where the pass is all there is; say it is not.
             total += start == 0
@@ -211,17 +211,6 @@ class _Pass:
             binding.bind_ortvalue_input(name, value)
         for name, value in self._outputs.items():
             binding.bind_ortvalue_output(name, value)
-
-
-def _tree(parents: Sequence[int]) -> tuple[Array, Array]:
-    """Depth of each token, [n], and whether it sees another, [n, n]."""
-    count = len(parents)
-    depths, seen = np.zeros(count, np.int64), np.eye(count, dtype=bool)
-    for index, parent in enumerate(parents):
-        if parent >= 0:
-            depths[index] = depths[parent] + 1
-            seen[index] |= seen[parent]
-    return depths, seen
 
 
 def _tree_mask(seen: Array, start: int, rows: int, columns: int) -> Array:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
+import numpy as np
+
 from edgekit.errors import BadInput
 from edgekit.spec import Array
 
@@ -79,6 +81,18 @@ class Stepper(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+def lineage(parents: Sequence[int]) -> tuple[Array, Array]:
+    """Of a pass's tokens, each one's depth, int64 [n], and which of them it sees, bool [n, n]:
+    its ancestors and itself. ``parents`` as ``Stepper.step`` takes them."""
+    count = len(parents)
+    depths, seen = np.zeros(count, np.int64), np.eye(count, dtype=bool)
+    for index, parent in enumerate(parents):
+        if parent >= 0:
+            depths[index] = depths[parent] + 1
+            seen[index] |= seen[parent]
+    return depths, seen
 
 
 def fitting(widths: Sequence[int], count: int) -> int:

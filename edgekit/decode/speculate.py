@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -26,14 +27,16 @@ _WIDEST = 64  # rows of logits that one pass answers: 12.6 MB at 49,152 tokens
 class Tally:
     """What the passes behind the prompt's took and brought; counts go on from text to text.
 
-    ``tokens`` leaves out the first of each text, which the prompt's own pass gives. ``tested``
-    and ``accepted`` count, for each depth, drafted tokens whose parents were all right, and
-    those of them that were right too. Seconds are wall time.
+    ``tokens`` leaves out the first of each text, which the prompt's own pass gives. ``widths``
+    counts passes by their width, padding included. ``tested`` and ``accepted`` count, for each
+    depth, drafted tokens whose parents were all right, and those of them that were right too.
+    Seconds are wall time.
     """
 
     passes: int = 0
     tokens: int = 0
     drafted: int = 0
+    widths: Counter[int] = field(default_factory=Counter)
     tested: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     drafting_seconds: float = 0.0
@@ -54,6 +57,7 @@ class Tally:
         self.passes += 1
         self.tokens += done.tokens
         self.drafted += done.drafted
+        self.widths[done.width] += 1
         while len(self.tested) < done.tested:
             self.tested.append(0)
             self.accepted.append(0)

@@ -211,6 +211,7 @@ def test_an_oracle_brings_its_depth_and_one_token_a_pass(depth: int) -> None:
     assert tally.tokens_per_pass == depth + 1
     assert tally.acceptance == (1.0,) * depth
     assert tally.drafted == 5 * depth
+    assert tally.widths == {depth + 1: 5}
 
 
 def test_an_adversary_costs_no_text_and_an_empty_draft_is_a_single_pass() -> None:

@@ -11,6 +11,7 @@ from edgekit.accuracy import METRICS
 from edgekit.decode.drafters import NAMES as DRAFTERS
 from edgekit.decode.sampling import Sampling
 from edgekit.errors import UsageError
+from edgekit.exactness import GRADES
 from edgekit.gate import PREFERENCES, Budget
 from edgekit.planning import Quantization
 from edgekit.recipe import CPUS, METHODS, PRECISIONS
@@ -91,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     spec.add_argument(
         "--prompts", type=Path, metavar="FILE", help="prompts of your own, parted by empty lines"
     )
+    _grade_argument(spec)
     reported = verb("report", "proofs and measurements of bundles")
     reported.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
     reported.add_argument("-o", "--output", type=Path, metavar="FILE", help="write an HTML page")
@@ -118,6 +120,17 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="NAME",
         help=f"auto (what spec plan chose), off, {', '.join(DRAFTERS)}",
+    )
+    _grade_argument(parser)
+
+
+def _grade_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--grade",
+        choices=GRADES,
+        default="bitwise",
+        help="what speculation is held to: bitwise (default) changes no token; numerical allows "
+        "trees, and rows that differ by less than quantization made them differ",
     )
 
 

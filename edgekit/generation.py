@@ -7,8 +7,8 @@ fixed turns.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,7 +17,7 @@ from edgekit import host
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.chat import Message, Turns, render
 from edgekit.decode.draft import Drafter
-from edgekit.decode.drafters import NAMES
+from edgekit.decode.drafters import NAMES, TREES
 from edgekit.decode.drafters import drafter as drafter_called
 from edgekit.decode.generate import generate
 from edgekit.decode.paying import Switch
@@ -25,8 +25,9 @@ from edgekit.decode.sampling import GREEDY, Sampling
 from edgekit.decode.speculate import Tally, speculate
 from edgekit.decode.stepper import Stepper
 from edgekit.errors import BadInput, UnknownName, UsageError
+from edgekit.exactness import Grade
 from edgekit.registry import distance, language_backend
-from edgekit.speculation import OFF, SpeculationPlan, switch_for
+from edgekit.speculation import OFF, SpeculationPlan, plans
 from edgekit.tokenizer import Tokenizer
 
 AUTO = "auto"
@@ -36,9 +37,10 @@ AUTO = "auto"
 class Answer:
     """What one answer took. ``stopped`` by ``stop token``, ``limit`` or ``context``; seconds.
 
-    ``reused`` tokens of the prompt were still in the cache. With a ``drafter``, ``passes`` brought
-    the tokens behind the first, and ``plain_tokens_per_second`` is what plain decoding was
-    measured to give when speculation was planned.
+    ``reused`` tokens of the prompt were still in the cache. With a ``drafter``, held to ``grade``,
+    ``passes`` brought the tokens behind the first, so many of each of ``widths``;
+    ``drafting_seconds`` are the drafter's own, and ``plain_tokens_per_second`` is what plain
+    decoding was measured to give when speculation was planned.
     """
 
     prompt_tokens: int
@@ -48,7 +50,10 @@ class Answer:
     decode_seconds: float
     stopped: str
     drafter: str = ""
+    grade: Grade = "bitwise"
     passes: int = 0
+    widths: Mapping[int, int] = field(default_factory=dict)
+    drafting_seconds: float = 0.0
     plain_tokens_per_second: float | None = None
 
     @property
@@ -103,9 +108,10 @@ class TextModel:
         turns = self._entry.turns
         self._turns = None if turns is None else Turns.from_json(turns)
         self._stepper: Stepper = adapter.open_decoder(self.artifact, threads=threads)
-        self._drafters: dict[str, Drafter] = {}  # what they learnt is kept from text to text
-        found = bundle.speculation(self.artifact.name)
-        self._plan = None if found is None else SpeculationPlan.from_json(found)
+        self._drafters: dict[
+            tuple[str, Grade], Drafter
+        ] = {}  # what they learnt is kept from text to text
+        self._plans = plans(bundle, self.artifact.name)
         self._threads = threads or host.cores()
         self._seen: list[int] = []  # its first ``self._stepper.length`` lie in the cache
         self.answer: Answer | None = None
@@ -151,21 +157,37 @@ class TextModel:
             raise BadInput("the prompt is empty; say something.")
         return self.tokenizer.encode(self._rendered(messages), special=False)
 
-    def drafter(self, name: str = AUTO) -> str:
+    def plan(self, grade: Grade = "bitwise") -> SpeculationPlan | None:
+        """What ``edgekit spec plan`` found on this machine with these threads, or None."""
+        found = self._plans.get(grade)
+        return found if found and found.holds_here(self._threads) else None
+
+    def drafter(self, name: str = AUTO, grade: Grade = "bitwise") -> str:
         """What ``name`` comes to: a drafter, or ``off``.
 
-        ``auto`` is what ``edgekit spec plan`` chose on this machine with these threads, and off
-        where it was not asked. Raises ``UnknownName``, or ``UsageError`` where the artifact
-        cannot speculate without loss.
+        ``auto`` is what was planned on this machine with these threads, and off where nothing
+        was. Raises ``UnknownName``, or ``UsageError`` where the artifact does not speculate at
+        that grade.
         """
-        if name == AUTO:
-            plan = self._plan
-            return plan.chosen if plan and plan.holds_here(self._threads) else OFF
-        if name == OFF:
-            return OFF
-        if name not in NAMES:
+        if name not in (AUTO, OFF, *NAMES):
             raise UnknownName("drafter", name, (AUTO, OFF, *NAMES))
-        if not self._stepper.exact_widths:
+        plan = self.plan(grade)
+        if name == OFF or (name == AUTO and plan is None and grade == "bitwise"):
+            return OFF
+        if plan is None and grade == "numerical":
+            raise UsageError(
+                f"how far speculative rows of {self.artifact.name} are from plain ones was not "
+                f"measured on this machine with {self._threads} threads; run edgekit spec plan "
+                "--grade numerical here first."
+            )
+        if plan is not None and not plan.certificate.granted and name != AUTO:
+            raise UsageError(
+                f"speculation of {self.artifact.name} failed the {grade} certificate of edgekit "
+                "spec plan on this machine; use --drafter off."
+            )
+        if name == AUTO:
+            return OFF if plan is None else plan.chosen
+        if grade == "bitwise" and not self._stepper.exact_widths:
             raise UsageError(
                 f"{self.artifact.name} claims no widths whose rows are equal to the bit here, so "
                 "speculation would not be lossless; use --drafter off."
@@ -187,12 +209,15 @@ class TextModel:
         limit: int = 256,
         sampling: Sampling = GREEDY,
         drafter: str = AUTO,
+        grade: Grade = "bitwise",
         report: Callable[[int], None] = lambda _fed: None,
     ) -> Iterator[str]:
         """Yield the answer's text piece by piece, each whole characters; then see ``answer``.
 
-        ``prompt`` is a text, or messages of a conversation; ``limit`` the most tokens. Raises
-        ``BadInput`` where the prompt leaves no room in the context.
+        ``prompt`` is a text, or messages of a conversation; ``limit`` the most tokens. With
+        ``grade`` ``bitwise`` a drafter changes no token; ``numerical`` allows trees, and passes
+        of any width, and is for artifacts whose plan of that grade was granted. Raises
+        ``BadInput`` where the prompt leaves no room in the context, and what ``drafter`` raises.
         """
         pieces = self.tokenizer.stream()
         for token in self.tokens(
@@ -200,6 +225,7 @@ class TextModel:
             limit=limit,
             sampling=sampling,
             drafter=drafter,
+            grade=grade,
             report=report,
         ):
             if token not in self.stops and (piece := pieces.add(token)):
@@ -214,6 +240,7 @@ class TextModel:
         limit: int = 256,
         sampling: Sampling = GREEDY,
         drafter: str = AUTO,
+        grade: Grade = "bitwise",
         report: Callable[[int], None] = lambda _fed: None,
     ) -> Iterator[int]:
         """The same in token ids, a stop token included. What the cache still holds is reused."""
@@ -226,10 +253,12 @@ class TextModel:
                 f"{self.context:,}, with the answer in it; shorten the prompt, or export with a "
                 "larger --context."
             )
-        chosen, tally = self.drafter(drafter), Tally()
+        chosen, tally = self.drafter(drafter, grade), Tally()
+        plan = self.plan(grade)
         reused = self._keep(prompt)
         self._seen = list(prompt)
-        decoded = self._decoded(prompt, reused, min(limit, room), sampling, chosen, tally, report)
+        limited = min(limit, room)
+        decoded = self._decoded(prompt, reused, limited, sampling, chosen, grade, tally, report)
         first, later, count = 0.0, 0.0, 0
         while True:
             start = time.perf_counter()  # what the caller does with a token is not our time
@@ -248,8 +277,11 @@ class TextModel:
                 decode_seconds=later,
                 stopped=self._why(token, count, limit),
                 drafter=chosen if chosen != OFF else "",
+                grade=grade,
                 passes=tally.passes,
-                plain_tokens_per_second=1 / self._plan.single_seconds if self._plan else None,
+                widths=dict(tally.widths),
+                drafting_seconds=tally.drafting_seconds,
+                plain_tokens_per_second=1 / plan.single_seconds if plan else None,
             )
             yield token
 
@@ -260,6 +292,7 @@ class TextModel:
         limit: int,
         sampling: Sampling,
         chosen: str,
+        grade: Grade,
         tally: Tally,
         report: Callable[[int], None],
     ) -> Iterator[int]:
@@ -269,28 +302,29 @@ class TextModel:
             return generate(
                 stepper, prompt[reused:], limit=limit, stops=stops, sampling=sampling, report=report
             )
-        if chosen not in self._drafters:
-            self._drafters[chosen] = drafter_called(chosen, stepper.vocabulary)
+        if (chosen, grade) not in self._drafters:
+            trees = grade == "numerical" and chosen in TREES
+            made = drafter_called(chosen, stepper.vocabulary, trees=trees)
+            self._drafters[chosen, grade] = made
         return speculate(
             stepper,
             prompt[reused:],
-            self._drafters[chosen],
+            self._drafters[chosen, grade],
             limit=limit,
             stops=stops,
             sampling=sampling,
-            switch=self._switch(chosen),
+            widths=stepper.widths if grade == "numerical" else None,
+            switch=self._switch(chosen, grade),
             before=prompt[:reused],
             tally=tally,
             report=report,
         )
 
-    def _switch(self, chosen: str) -> Switch | None:
+    def _switch(self, chosen: str, grade: Grade) -> Switch | None:
         """Turns drafting off where it does not pay; needs the costs that a plan measured."""
-        plan = self._plan
-        if plan is None or not plan.holds_here(self._threads):
-            return None
-        tried = {each.drafter: each for each in plan.candidates}.get(chosen)
-        return None if tried is None else switch_for(plan.costs, tried)
+        plan = self.plan(grade)
+        candidate = plan.of(chosen) if plan else None
+        return candidate.switch(plan.costs) if plan and candidate else None
 
     def _why(self, token: int, count: int, limit: int) -> str:
         """What ends the answer, if it ends with this token."""

@@ -11,12 +11,14 @@ from edgekit.arguments import Arguments
 from edgekit.bundle import Bundle
 from edgekit.decode.sampling import Sampling
 from edgekit.errors import BadInput, UsageError
+from edgekit.exactness import Certificate
 from edgekit.generation import Answer, TextModel
 from edgekit.language_profile import LanguageMeasurement, profile_language
 from edgekit.language_proof import prove_language
 from edgekit.registry import language_backend
 from edgekit.render import Progress, size_text, table
 from edgekit.speculation import SpeculationPlan, plan_speculation
+from edgekit.trials import Prediction
 from edgekit.verify import Proof
 
 
@@ -40,6 +42,7 @@ def generate(asked: Arguments) -> int:
                 limit=asked.max_tokens,
                 sampling=sampling,
                 drafter=asked.drafter,
+                grade=asked.grade,
                 report=lambda fed: progress(f"reading the prompt: {fed} tokens"),
             )
             first = next(stream, "")
@@ -74,7 +77,8 @@ def _read(path: Path) -> str:
 def _took(answer: Answer, artifact: str) -> str:
     rate = f"{answer.tokens_per_second:.1f} tokens/s" if answer.tokens > 1 else "one token"
     if answer.drafter:
-        rate += f" with {answer.drafter}, {answer.tokens_per_pass:.2f} tokens a pass"
+        held = "" if answer.grade == "bitwise" else f" ({answer.grade})"
+        rate += f" with {answer.drafter}{held}, {answer.tokens_per_pass:.2f} tokens a pass"
         if answer.plain_tokens_per_second:
             rate += f", plain would have been {answer.plain_tokens_per_second:.1f} tokens/s"
     return (
@@ -105,16 +109,13 @@ def plan(bundle: Bundle, names: Sequence[str], asked: Arguments) -> int:
     for name in names:
         with Progress().shown() as progress:
             report = _prefixed(progress, name)
-            plans.append(
-                plan_speculation(
-                    bundle, name, threads=asked.threads, prompts=prompts, report=report
-                )
-            )
+            words = {"grade": asked.grade, "threads": asked.threads, "prompts": prompts}
+            plans.append(plan_speculation(bundle, name, report=report, **words))
     if asked.json:
         print(json.dumps([each.to_json() for each in plans], indent=1))
     else:
         print("\n\n".join(map(plan_text, plans)))
-    return 1 if any(each.certificate.grade == "refused" for each in plans) else 0
+    return 0 if all(each.certificate.granted for each in plans) else 1
 
 
 def _plan_prompts(bundle: Bundle, asked: Arguments) -> list[list[int]] | None:
@@ -130,32 +131,66 @@ def _plan_prompts(bundle: Bundle, asked: Arguments) -> list[list[int]] | None:
 
 def plan_text(plan: SpeculationPlan) -> str:
     """The certificate, the costs, what each drafter is predicted and was measured to bring."""
-    proof, single = plan.certificate, plan.single_seconds
-    passes = [(width, f"{1e3 * s:.2f} ms", f"{s / single:.2f}") for width, s in plan.costs.passes]
+    single = plan.single_seconds
+    passes = [
+        (
+            width,
+            f"{1e3 * seconds:.2f} ms",
+            f"{seconds / single:.2f}",
+            *(_predicted(each.fixed.get(width)) for each in plan.candidates),
+        )
+        for width, seconds in plan.costs.passes
+    ]
+    tried = [f"{each.drafter}, predicted" for each in plan.candidates]
     rows = [
         (
             each.drafter,
             f"{each.tokens_per_pass:.2f}",
             " ".join(f"{share:.2f}" for share in each.acceptance[:4]) or "-",
             f"{1e6 * each.drafting_seconds:.0f} us",
-            f"{each.predicted:.2f} ({each.low:.2f} to {each.high:.2f})",
+            f"{1e6 * each.round_seconds:.0f} us, {each.round_seconds / single:.1%}",
+            _predicted(each.predicted),
             f"{each.measured:.2f}",
             "chosen" if each.drafter == plan.chosen else "",
         )
         for each in plan.candidates
     ]
-    header = ("drafter", "tokens a pass", "right at depth 1 2 3 4", "drafting", "predicted")
+    header = ["with the switch", "tokens a pass", "right at depth 1 2 3 4", "drafting"]
+    header += ["a round beside its pass", "predicted", "measured", ""]
     return "\n\n".join(
         [
-            f"{plan.artifact}, {plan.threads} threads: {proof.grade}: {proof.equal} of "
-            f"{proof.texts} speculative texts on {proof.prompts} prompts, greedy and sampled, are "
-            f"plain ones, {proof.tokens:,} tokens, {proof.drafted:,} drafted.",
-            f"A pass of one token takes {1e3 * single:.2f} ms; exactness costs plain decoding "
+            f"{plan.artifact}, {plan.threads} threads: {certificate_text(plan.certificate)}",
+            f"A pass of one token takes {1e3 * single:.2f} ms; the narrowest that is kept to takes "
             f"{plan.exact_seconds / single:.2f} times that.",
-            table(("exact width", "pass", "against one token"), passes),
-            table((*header, "measured", ""), rows) if rows else "",
+            table(("width", "a pass", "against one token", *tried), passes),
+            *([table(header, rows)] if rows else []),
             f"speculation: {plan.chosen}",
         ]
+    )
+
+
+def _predicted(each: Prediction | None) -> str:
+    if each is None:
+        return "-"
+    return f"{each.speedup:.2f} ({each.low:.2f} to {each.high:.2f})"
+
+
+def certificate_text(proof: Certificate) -> str:
+    """One sentence or two."""
+    texts = (
+        f"{proof.equal} of {proof.texts} speculative texts on {proof.prompts} prompts, greedy and "
+        f"sampled, are plain ones, {proof.tokens:,} tokens, {proof.drafted:,} drafted."
+    )
+    verdict = proof.grade if proof.granted else f"{proof.grade} is refused"
+    if (found := proof.deviation) is None:
+        return f"{verdict}: {texts}"
+    plain, own = found.plain_from_eager, found.from_eager
+    return (
+        f"{verdict}: tokens on side branches of trees differ from plain ones by "
+        f"{found.from_plain.nats:.4f} nats (at most {found.from_plain.worst:.2f}), and "
+        f"{found.from_plain.flipped:.2%} of {found.rows:,} rows have another likeliest token; from "
+        f"the eager model they differ by {own.nats:.4f} nats and {own.flipped:.2%}, plain ones by "
+        f"{plain.nats:.4f} and {plain.flipped:.2%}. {texts}"
     )
 
 

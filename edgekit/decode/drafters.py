@@ -24,6 +24,7 @@ _MAKERS: dict[str, Callable[[int, bool], Drafter]] = {
 }
 
 NAMES = tuple(_MAKERS)
+TREES = ("merged", "recycling")  # those that can propose them
 
 
 def drafter(name: str, vocabulary: int, *, trees: bool = False) -> Drafter:

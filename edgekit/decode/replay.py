@@ -21,7 +21,7 @@ RANKS = 8  # of each row, so many of the likeliest tokens are kept
 @dataclass(frozen=True, slots=True)
 class Recording:
     """A prompt, the model's greedy answer, and int64 [answer, RANKS]: the likeliest tokens of the
-    row that each token of the answer was chosen from, the likeliest first."""
+    row that each token of the answer was chosen from, that token itself first."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
@@ -29,10 +29,17 @@ class Recording:
 
 
 def recorded(stepper: Stepper, prompt: Sequence[int], answer: Sequence[int]) -> Recording:
-    """Read prompt and answer once more, in wide passes, and keep what the rows rank highest."""
+    """Read prompt and answer once more, in wide passes, and keep what the rows rank highest.
+
+    Where those passes are not equal to the bit to the ones that the answer came from, another
+    token may be the likeliest now: the answer's stands first all the same.
+    """
     tokens, start = [*prompt, *answer][:-1], len(prompt) - 1
-    rows = [likeliest(row[None], RANKS)[0] for _, row in logits_of(stepper, tokens, start=start)]
-    return Recording(tuple(prompt), tuple(answer), np.array(rows, np.int64))
+    ranks = []
+    for token, (_, row) in zip(answer, logits_of(stepper, tokens, start=start), strict=True):
+        best = likeliest(row[None], RANKS)[0].tolist()
+        ranks.append([token, *(other for other in best if other != token)][: len(best)])
+    return Recording(tuple(prompt), tuple(answer), np.array(ranks, np.int64))
 
 
 class Replay:

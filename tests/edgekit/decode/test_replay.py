@@ -31,6 +31,15 @@ def test_a_recording_holds_the_likeliest_of_every_row(recording: Recording) -> N
     np.testing.assert_array_equal(recording.ranks[3], likeliest(row, RANKS)[0])
 
 
+def test_an_answer_that_the_rows_do_not_confirm_comes_again_all_the_same() -> None:
+    other = [(token + 1) % 64 for token in generate(HashStepper(), PROMPT, limit=12)]
+    recording = recorded(HashStepper(), PROMPT, other)
+    assert recording.ranks[:, 0].tolist() == other
+    assert all(len(set(row)) == RANKS for row in recording.ranks.tolist())
+    replay = Replay(recording, 64, range(1, 65))
+    assert list(generate(replay, PROMPT, limit=12)) == other
+
+
 @pytest.mark.parametrize("name", ["lookup", "recycling"])
 @pytest.mark.parametrize("trees", [False, True])
 def test_the_answer_comes_again(recording: Recording, name: str, trees: bool) -> None:

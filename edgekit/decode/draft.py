@@ -14,11 +14,13 @@ class Draft:
     """Tokens that may follow: a tree whose root is the last token of the text.
 
     ``parents`` gives each token's parent, an index before its own, or -1 for the root. Of
-    siblings, the likelier stands first.
+    siblings, the likelier stands first. ``chances``, where the drafter knows them, say how
+    likely each token is where its parent is right.
     """
 
     tokens: tuple[int, ...] = ()
     parents: tuple[int, ...] = ()
+    chances: tuple[float, ...] = ()
 
     @property
     def is_chain(self) -> bool:
@@ -27,6 +29,12 @@ class Draft:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def cut(self, count: int) -> Draft:
+        """Its first ``count`` tokens; their parents are among them."""
+        if len(self) <= count:
+            return self
+        return Draft(self.tokens[:count], self.parents[:count], self.chances[:count])
 
 
 def chain(tokens: Sequence[int]) -> Draft:

@@ -13,7 +13,8 @@ from edgekit.errors import UnknownName
 
 
 def _merged(vocabulary: int, trees: bool) -> Drafter:
-    return Merged([Lookup(), Automaton(), Recycling(vocabulary, trees=trees)])
+    # Prompt lookup finds what the automaton finds, and less.
+    return Merged([Automaton(), Recycling(vocabulary, trees=trees)])
 
 
 _MAKERS: dict[str, Callable[[int, bool], Drafter]] = {

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Protocol, runtime_checkable
 
 from edgekit.decode.draft import Draft, Drafter, Verified
 
-# A token that is accepted less often costs more time in its pass than it saves: fed beside
-# others, one takes 0.1 to 0.2 of a plain pass, and a pass brings some 1.5 tokens. From 0.2 to
-# 0.4 the time is flat; at 0 it is up to a quarter worse, since some drafter always has a guess.
-FLOOR = 0.3
-
 _MEMORY = 0.98  # weight that a score keeps at each new one: about the last 50 count
+_UNKNOWN = (2.0, 4.0)  # before anything is seen: two of four tokens were right
 _LONGEST = 8  # a longer match than this is no surer
+_DEEPEST = 3  # deeper tokens than this are as sure as those there
 
 
 @runtime_checkable
@@ -26,20 +25,19 @@ class Situated(Protocol):
 class Merged:
     """Takes the proposal from which the most accepted tokens are expected.
 
-    What a drafter's tokens are worth is counted for each length of match by itself, from every
-    pass, whoever's proposal was fed: a proposal that was not taken is compared with the text
-    that came. Where a share ``a`` of tokens was accepted, a proposal of depth d is worth
-    ``a + a^2 + ... + a^d``, and is cut where ``a^d`` falls below ``floor``, maybe to nothing.
-    Of equals, the earlier drafter proposes. Scores are kept from text to text.
+    What a drafter's tokens are worth is counted for each length of match and each depth by
+    itself, from every pass, whoever's proposal was fed: one that was not taken is compared with
+    the text that came. A chain says with its ``chances`` what was counted. Of equals, the
+    earlier drafter proposes. Scores are kept from text to text.
     """
 
     name = "merged"
 
-    def __init__(self, drafters: Sequence[Drafter], *, floor: float = FLOOR) -> None:
+    def __init__(self, drafters: Sequence[Drafter]) -> None:
         self._drafters = tuple((each, isinstance(each, Situated)) for each in drafters)
-        self._floor = floor
-        self._scores: dict[tuple[int, int], tuple[float, float]] = {}  # hits, tokens tried
-        self._pending: list[tuple[tuple[int, int], Draft]] = []
+        # Of a drafter, a length of match and a depth: hits, tokens tried.
+        self._scores: dict[tuple[int, int, int], tuple[float, float]] = {}
+        self._pending: list[tuple[int, int, Draft]] = []
 
     def start(self, prompt: Sequence[int]) -> None:
         """A text begins, for each."""
@@ -49,42 +47,37 @@ class Merged:
 
     def observe(self, verified: Verified) -> None:
         """Score what each would have had accepted, then let each learn."""
-        for key, draft in self._pending:
+        for index, situation, draft in self._pending:
             hits, missed = followed(draft, verified.emitted)
-            right, tried = self._score(key)
-            tried = _MEMORY * tried + hits + missed
-            self._scores[key] = _MEMORY * right + hits, tried
+            for depth in range(hits + missed):
+                key = index, situation, min(depth, _DEEPEST)
+                right, tried = self._scores.get(key, _UNKNOWN)
+                self._scores[key] = _MEMORY * right + (depth < hits), _MEMORY * tried + 1
         self._pending = []
         for drafter, _ in self._drafters:
             drafter.observe(verified)
 
     def propose(self, budget: int) -> Draft:
-        """The best of all proposals, as far as it is worth its time."""
+        """The best of all proposals."""
         self._pending = []
         best, most = Draft(), 0.0
         for index, (drafter, situated) in enumerate(self._drafters):
             draft = drafter.propose(budget)
             if not draft:
                 continue
-            situation = getattr(drafter, "situation", 0) if situated else 0
-            key = (index, min(situation, _LONGEST))
-            self._pending.append((key, draft))
-            right, tried = self._score(key)
-            depth, worth = self._worth(right / tried, max(_depths(draft)))
+            situation = min(getattr(drafter, "situation", 0), _LONGEST) if situated else 0
+            self._pending.append((index, situation, draft))
+            chances = [self._chance(index, situation, d) for d in range(_deepest(draft))]
+            worth = sum(accumulate(chances, mul))
             if worth > most:
-                best, most = _shallow(draft, depth), worth
+                best, most = draft, worth
+                if draft.is_chain:
+                    best = Draft(draft.tokens, draft.parents, tuple(chances))
         return best
 
-    def _score(self, key: tuple[int, int]) -> tuple[float, float]:
-        """Before anything is known, one of two tokens is right."""
-        return self._scores.get(key, (1.0, 2.0))
-
-    def _worth(self, share: float, deepest: int) -> tuple[int, float]:
-        """How deep a proposal pays, and the tokens expected of it."""
-        depth, chance, worth = 0, share, 0.0
-        while depth < deepest and chance >= self._floor:
-            depth, worth, chance = depth + 1, worth + chance, chance * share
-        return depth, worth
+    def _chance(self, index: int, situation: int, depth: int) -> float:
+        right, tried = self._scores.get((index, situation, min(depth, _DEEPEST)), _UNKNOWN)
+        return right / tried
 
 
 def followed(draft: Draft, text: Sequence[int]) -> tuple[int, bool]:
@@ -105,16 +98,9 @@ def followed(draft: Draft, text: Sequence[int]) -> tuple[int, bool]:
     return hits, False
 
 
-def _depths(draft: Draft) -> list[int]:
+def _deepest(draft: Draft) -> int:
+    """How many tokens its longest path has."""
     depths: list[int] = []
     for parent in draft.parents:
         depths.append(1 if parent < 0 else depths[parent] + 1)
-    return depths
-
-
-def _shallow(draft: Draft, deepest: int) -> Draft:
-    """The nodes down to a depth; parents, which are less deep, all stay."""
-    kept = [index for index, depth in enumerate(_depths(draft)) if depth <= deepest]
-    places = {-1: -1, **{index: place for place, index in enumerate(kept)}}
-    tokens = tuple(draft.tokens[index] for index in kept)
-    return Draft(tokens, tuple(places[draft.parents[index]] for index in kept))
+    return max(depths)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 
+from edgekit.decode.draft import Draft
 from edgekit.errors import BadInput, DamagedFile
 
 
@@ -127,7 +128,22 @@ class Round:
     tokens: int
 
 
-_WEIGHT = 1 / 16  # of a new round in all running averages, once they rest on enough
+# Where costs are not known: a token that is accepted less often takes more time than it saves.
+# Fed beside others, one takes 0.1 to 0.2 of a plain pass, and a pass brings some 1.5 tokens.
+FLOOR = 0.3
+
+
+def likely(draft: Draft) -> int:
+    """How many tokens of a chain are likely enough to be fed; all where no chances are known."""
+    reached = accumulate(draft.chances, mul)
+    return sum(chance >= FLOOR for chance in reached) if draft.chances else len(draft)
+
+
+_WEIGHT = 1 / 16  # of a new round in the acceptance of a depth, once it rests on enough
+_SLOWLY = 1 / 64  # and in the speed-up: rounds differ so much that fewer of them say nothing
+_BEGUN = 8  # the speed-up that was predicted counts as that many rounds
+# Of several uncertain proposals the most hopeful is taken, which is seldom as good as it looks.
+_MARGIN = 1.5
 _TRUST = 4  # what an average begins with counts as that many rounds
 _LONGER = 1 / 4  # how fast a draft that was all right makes longer ones be tried
 _PROBE = 6  # drafted rounds that a probe takes
@@ -142,11 +158,12 @@ class Switch:
     """Says how many tokens to draft next, from how earlier rounds went; 0 is plain decoding.
 
     It keeps the acceptance of each depth and the speed-up over plain passes of the narrowest of
-    ``widths`` as running averages. Drafts are as long as brings most tokens a second. Where the
-    speed-up falls below 1, it decodes plainly, and tries again after a pause that grows each
-    time. ``acceptance`` [depth] is what to begin with, as measured on other texts. Lengths are
-    weighed as for chains: for drafts of trees give two ``widths``, the narrowest and the tree's.
-    Raises ``BadInput`` where no width holds a draft.
+    ``widths`` as running averages. A draft that knows its chances is fed as far as its tokens are
+    worth their time at the rate of the text so far; any other, as far as brings most tokens a
+    second by the running acceptance. Where the speed-up falls below 1, it decodes plainly, and
+    tries again after a pause that grows each time. ``acceptance`` [depth] is what to begin with,
+    as measured on other texts. Lengths are weighed as for chains: for drafts of trees give two
+    ``widths``, the narrowest and the tree's. Raises ``BadInput`` where no width holds a draft.
     """
 
     def __init__(
@@ -174,10 +191,12 @@ class Switch:
         known = list(acceptance) or [_UNTRIED]
         self._acceptance = [*known, *[known[-1]] * (deepest - len(known))][:deepest]
         self._tested = [_TRUST] * deepest
-        self._rounds = _TRUST
+        self._rounds = _BEGUN
         self._length, rate = self._fastest()
         # The averages begin as predicted, at what one plain pass of that speed would bring.
         self._tokens, self._seconds = rate * self._plain, self._plain
+        # Of the whole text, rounds without a draft too, begun as a few plain ones.
+        self._text = float(_TRUST), _TRUST * self._plain
         self._vain = 0.0  # seconds of drafting without a draft, not yet counted
         self._pause = _PAUSE
         self._left = 0  # tokens until a probe
@@ -201,11 +220,31 @@ class Switch:
         return self._left <= 0
 
     def budget(self) -> int:
-        """How many tokens to draft in the next round."""
-        return self._length if self.is_on else 0
+        """How many tokens may be drafted in the next round; see ``worth``."""
+        return self._lengths[-1][0] if self.is_on else 0
+
+    def worth(self, draft: Draft) -> int:
+        """How many tokens of a draft to feed.
+
+        Each second would else bring what it has brought so far, so a chain that knows its chances
+        is cut where its expected tokens, less those of its pass's seconds, are the most.
+        """
+        if not draft.chances:
+            return self._length
+        tokens, seconds = self._text
+        rate = _MARGIN * max(tokens / seconds, 1 / self._plain)
+        best, most = 0, 1.0 - rate * self._costs.seconds(1)
+        reached = accumulate(accumulate(draft.chances, mul))
+        for length, expected in enumerate(reached, 1):
+            left = 1.0 + expected - rate * self._costs.seconds(length + 1)
+            if left > most:
+                best, most = length, left
+        return best
 
     def note(self, done: Round) -> None:
         """Learn from a round."""
+        tokens, spent = self._text
+        self._text = tokens + done.tokens, spent + self._costs.seconds(done.width)
         if not self.is_on:
             self._left -= done.tokens
             if self._left <= 0:
@@ -223,7 +262,7 @@ class Switch:
             self._judge(self._probe, done.tokens, seconds)
             return
         self._rounds += 1
-        weight = max(_WEIGHT, 1 / self._rounds)
+        weight = max(_SLOWLY, 1 / self._rounds)
         self._tokens += weight * (done.tokens - self._tokens)
         self._seconds += weight * (seconds - self._seconds)
         if self.speedup < 1:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edgekit.decode.draft import Draft, Drafter, Verified, chain
-from edgekit.decode.paying import Round, Switch
+from edgekit.decode.paying import Round, Switch, likely
 from edgekit.decode.sampling import GREEDY, Sampling
 from edgekit.decode.stepper import Rows, Stepper, feed, fitting
 from edgekit.errors import UsageError
@@ -219,9 +219,8 @@ class _Text:
         draft = self._drafter.propose(budget)
         if not (self._trees or draft.is_chain):
             draft = _first_path(draft)
-        if len(draft) > budget:
-            draft = Draft(draft.tokens[:budget], draft.parents[:budget])
-        return draft
+        worth = likely(draft) if self._switch is None else self._switch.worth(draft)
+        return draft.cut(min(budget, worth))
 
     def _verify(self, draft: Draft, fits: Sequence[int]) -> tuple[Verified, Round]:
         """Feed the pending tokens, the root and the draft; keep what is accepted."""

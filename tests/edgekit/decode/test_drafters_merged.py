@@ -62,7 +62,7 @@ def test_the_better_of_two_is_believed_wherever_it_stands(turned: bool) -> None:
         return two[::-1] if turned else two
 
     better = tokens_a_pass(Seer(TEXT, [True, True, True, False]), TEXT)
-    assert tokens_a_pass(Merged(pair(), floor=0), TEXT) > 0.97 * better
+    assert tokens_a_pass(Merged(pair()), TEXT) > 0.97 * better
 
 
 @given(shares=st.tuples(st.floats(0, 1), st.floats(0, 1)), seed=st.integers(0, 99))
@@ -73,7 +73,7 @@ def test_two_together_do_no_worse_than_one_of_them_picked_by_chance(
     rng = np.random.default_rng(seed)
     first, second = ((rng.random(400) < share).tolist() for share in shares)
     alone = [tokens_a_pass(Seer(TEXT, rights), TEXT) for rights in (first, second)]
-    together = tokens_a_pass(Merged([Seer(TEXT, first), Seer(TEXT, second)], floor=0), TEXT)
+    together = tokens_a_pass(Merged([Seer(TEXT, first), Seer(TEXT, second)]), TEXT)
     assert together > 0.85 * sum(alone) / 2  # luck: each meets other tokens in other rounds
     if abs(shares[0] - shares[1]) > 0.3:
         assert together > 0.93 * max(alone)
@@ -81,10 +81,9 @@ def test_two_together_do_no_worse_than_one_of_them_picked_by_chance(
 
 def test_one_that_is_sure_only_of_long_matches_is_believed_only_there() -> None:
     sometimes = [True, False]
-    modest = Merged([Seer(TEXT, sometimes), Seer(TEXT, [False, True])], floor=0)
+    modest = Merged([Seer(TEXT, sometimes), Seer(TEXT, [False, True])])
     honest = Merged(
-        [Seer(TEXT, sometimes, situations=True), Seer(TEXT, [False, True], situations=True)],
-        floor=0,
+        [Seer(TEXT, sometimes, situations=True), Seer(TEXT, [False, True], situations=True)]
     )
     assert tokens_a_pass(honest, TEXT) > 3.9
     assert tokens_a_pass(modest, TEXT) < 3
@@ -92,20 +91,32 @@ def test_one_that_is_sure_only_of_long_matches_is_believed_only_there() -> None:
 
 def test_a_better_one_is_found_when_the_text_changes() -> None:
     rights = [True] * 60 + [False] * 200
-    both = Merged([Seer(TEXT, rights), Seer(TEXT, [not each for each in rights])], floor=0)
+    both = Merged([Seer(TEXT, rights), Seer(TEXT, [not each for each in rights])])
     assert tokens_a_pass(both, TEXT) > 3
     assert tokens_a_pass(Seer(TEXT, rights), TEXT) < 2.5
 
 
-def test_what_is_not_worth_its_time_is_not_proposed_and_comes_back_when_it_is() -> None:
-    drafts = Merged([Seer(TEXT, [False] * 30 + [True] * 70)])
-    lengths = []
-    for done in range(100):
-        lengths.append(len(drafts.propose(3)))
-        drafts.observe(Verified((0,), (-1,), NO_ROWS, (0,), (TEXT[done],)))
-    assert lengths[0] == 1  # a half at first: a second token has a quarter of a chance
-    assert lengths[5:30] == [0] * 25
-    assert lengths[-1] == 3
+def test_a_chain_says_how_often_such_tokens_were_right_at_each_depth() -> None:
+    drafts = Merged([Seer(TEXT, [False] * 30 + [True] * 270)])
+    assert drafts.propose(3).chances == (0.5, 0.5, 0.5)  # nothing is known yet
+    chances = []
+    for done in range(0, 380, 2):
+        chances.append(drafts.propose(3).chances)
+        drafts.observe(Verified((0,), (-1,), NO_ROWS, (0,), tuple(TEXT[done : done + 2])))
+    assert max(chances[29]) == 0.5  # behind a wrong token nothing is learnt
+    assert chances[29][0] < 0.1
+    assert min(chances[-1][:2]) > 0.95
+    assert chances[-1][2] == 0.5  # the text was never that far
+
+
+def test_deep_tokens_are_as_sure_as_the_deepest_that_are_counted_alone() -> None:
+    drafts = Merged([Seer(TEXT, [True])])
+    for done in range(0, 300, 10):
+        drafts.propose(9)
+        drafts.observe(Verified((0,), (-1,), NO_ROWS, (0,), tuple(TEXT[done : done + 10])))
+    chances = drafts.propose(9).chances
+    assert len(set(chances[3:])) == 1
+    assert chances[3] > chances[0] > 0.9
 
 
 def test_drafts_are_compared_with_text_up_to_where_either_ends() -> None:
@@ -127,27 +138,27 @@ class Tree(Seer):
         return Draft((7, 8, 9, 5, 6, 4), (-1, 0, 1, -1, 3, 0))
 
 
-def test_a_tree_is_cut_by_its_depth() -> None:
-    drafts = Merged([Tree([], [True])])
+def test_a_tree_is_proposed_whole_and_weighed_by_its_depth() -> None:
+    drafts = Merged([Seer([0] * 400, [True]), Tree([], [True])])
     drafts.start([0])
-    assert drafts.propose(9) == Draft((7, 5), (-1, -1))
-    for _ in range(2):
-        drafts.propose(9)
+    whole = Draft((7, 8, 9, 5, 6, 4), (-1, 0, 1, -1, 3, 0))
+    for _ in range(9):
+        drafts.propose(3)
         drafts.observe(Verified((0,), (-1,), NO_ROWS, (0,), (7, 4, 0)))
-    assert drafts.propose(9) == Draft((7, 8, 9, 5, 6, 4), (-1, 0, 1, -1, 3, 0))
-    drafts.observe(Verified((0,), (-1,), NO_ROWS, (0,), (0,)))
-    drafts.propose(9)
-    drafts.observe(Verified((0,), (-1,), NO_ROWS, (0,), (0,)))
-    assert drafts.propose(9) == Draft((7, 8, 5, 6, 4), (-1, 0, -1, 2, 0))
+    assert drafts.propose(3) == whole
+    for _ in range(60):
+        drafts.propose(3)
+        drafts.observe(Verified((0,), (-1,), NO_ROWS, (0,), (0,)))
+    assert drafts.propose(3).is_chain
 
 
 def test_a_draft_of_the_text_before_is_not_scored_by_the_next() -> None:
-    drafts = Merged([Seer(TEXT, [True])], floor=0.4)
+    drafts = Merged([Seer(TEXT, [True])])
     drafts.propose(3)
     drafts.start([0])
     drafts.observe(Verified((0,), (-1,), NO_ROWS, (0,), (999,)))  # the prompt's own pass
     drafts.start([0])
-    assert len(drafts.propose(3)) == 1  # a half, as at first; one miss makes it a third
+    assert drafts.propose(3).chances == (0.5, 0.5, 0.5)
 
 
 def test_no_drafters_propose_nothing() -> None:

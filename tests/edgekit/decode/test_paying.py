@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from edgekit.decode.paying import Costs, Round, Switch, best_width, expected_tokens
+from edgekit.decode.draft import chain
+from edgekit.decode.paying import Costs, Round, Switch, best_width, expected_tokens, likely
 from edgekit.errors import BadInput, DamagedFile
 
 COSTS = Costs(((1, 0.010), (2, 0.012), (4, 0.015), (8, 0.022)), drafting=0.0001)
@@ -118,12 +120,19 @@ def test_nothing_is_drafted_deeper_than_is_known() -> None:
     assert best_width(COSTS, [0.99] * 2, widths=(1, 4)).drafted == 2
 
 
+def fed(switch: Switch, chances: tuple[float, ...] = ()) -> int:
+    """How many tokens of a draft as long as may be are fed."""
+    count = switch.budget()
+    draft = replace(chain([0] * count), chances=chances[:count])
+    return min(count, switch.worth(draft))
+
+
 def rounds(switch: Switch, shares: list[float], tokens: int, seed: int = 0) -> list[Round]:
     """What the loop would tell, where tokens are right with these probabilities."""
     rng = np.random.default_rng(seed)
     done: list[Round] = []
     while sum(each.tokens for each in done) < tokens:
-        drafted = switch.budget()
+        drafted = fed(switch)
         width = next(width for width in WIDTHS if width > drafted)
         right = 0
         while right < drafted and rng.random() < shares[right]:
@@ -143,7 +152,7 @@ def gain(done: list[Round]) -> float:
 
 def test_drafts_grow_where_they_are_right_and_shrink_where_they_are_not() -> None:
     switch = Switch(COSTS, WIDTHS, acceptance=(0.5,))
-    assert switch.budget() == 3
+    assert fed(switch) == 3
     assert rounds(switch, [0.97] * 7, 200)[-1].drafted == 7
     assert rounds(switch, [0.45] * 7, 300)[-1].drafted in (1, 3)
     assert 0.2 < switch.acceptance[0] < 0.7
@@ -176,15 +185,15 @@ def test_after_a_pause_a_draft_that_pays_again_is_kept() -> None:
 def test_a_probe_that_pays_halves_the_next_pause() -> None:
     switch = Switch(COSTS, WIDTHS, acceptance=(0.6,))
 
-    def pause() -> int:
-        done = rounds(switch, [0.0] * 7, 700)
+    def pause(tokens: int) -> int:
+        done = rounds(switch, [0.0] * 7, tokens)
         plainly = [place for place, each in enumerate(done) if not each.drafted]
         return next(n for n, place in enumerate(plainly) if place != plainly[0] + n)
 
-    assert pause() == 32
+    assert pause(700) == 32
     rounds(switch, [0.95] * 7, 2500)
     assert switch.is_on
-    assert pause() == 512  # 1024 would have been next
+    assert pause(1500) == 512  # 1024 would have been next
 
 
 def test_where_other_texts_foretell_a_loss_it_begins_plainly_and_probes() -> None:
@@ -228,3 +237,33 @@ def test_no_draft_is_longer_than_the_longest_and_widths_without_room_are_refused
         Switch(COSTS, (1,))
     with pytest.raises(BadInput, match="a longest draft of 1 or more"):
         Switch(COSTS, WIDTHS, longest=0)
+
+
+def test_a_draft_that_knows_its_chances_is_fed_as_far_as_they_pay() -> None:
+    switch = Switch(COSTS, WIDTHS)
+    assert fed(switch, (0.99,) * 7) == 7
+    assert fed(switch, (0.05,) * 7) == 0
+    assert 0 < fed(switch, (0.9, 0.9, 0.1, 0.9, 0.9, 0.9, 0.9)) < 3
+    # In passes that cost so much more than one token nothing but certainty is worth it.
+    assert fed(Switch(CLIFF, WIDTHS, acceptance=(0.9,)), (0.6,) * 7) == 0
+
+
+def test_the_faster_a_text_goes_the_surer_a_token_must_be() -> None:
+    slow, fast = Switch(COSTS, WIDTHS), Switch(COSTS, WIDTHS)
+    for _ in range(20):
+        slow.note(Round(1, 0, 0, 0, 1))
+        fast.note(Round(8, 7, 7, 7, 8))
+    unsure = (0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6)
+    assert fed(fast, unsure) < fed(slow, unsure)
+
+
+def test_where_the_narrowest_pass_holds_a_draft_one_token_is_always_fed() -> None:
+    switch = Switch(Costs(((2, 0.012), (4, 0.017))), (2, 4))
+    assert fed(switch, (0.01, 0.01, 0.01)) == 1
+
+
+def test_without_costs_a_chain_is_fed_while_it_is_likely() -> None:
+    known = replace(chain([1, 2, 3]), chances=(0.9, 0.5, 0.5))
+    assert likely(known) == 2
+    assert likely(replace(known, chances=(0.2, 1.0, 1.0))) == 0
+    assert likely(chain([1, 2, 3])) == 3

@@ -12,7 +12,7 @@ from edgekit.bundle import Bundle
 from edgekit.decode.sampling import Sampling
 from edgekit.errors import BadInput, UsageError
 from edgekit.exactness import Certificate
-from edgekit.generation import Answer, TextModel
+from edgekit.generation import AUTO, Answer, TextModel
 from edgekit.language_profile import LanguageMeasurement, profile_language
 from edgekit.language_proof import prove_language
 from edgekit.registry import language_backend
@@ -50,12 +50,13 @@ def generate(asked: Arguments) -> int:
         for piece in stream:
             show(piece)
         answer, name = model.answer, model.artifact.name
+        plan = model.plan(asked.grade) if asked.drafter == AUTO else None
     assert answer is not None  # the first piece came with one
     if asked.json:
         print(json.dumps({"artifact": name, "text": "".join(pieces), **answer.to_json()}, indent=1))
     else:
         sys.stdout.write("\n")
-        print(_took(answer, name), file=sys.stderr)
+        print(_took(answer, name, plan), file=sys.stderr)
     return 0
 
 
@@ -74,13 +75,15 @@ def _read(path: Path) -> str:
         raise BadInput(f"{path} is no text in UTF-8: {cause}.") from cause
 
 
-def _took(answer: Answer, artifact: str) -> str:
+def _took(answer: Answer, artifact: str, plan: SpeculationPlan | None) -> str:
     rate = f"{answer.tokens_per_second:.1f} tokens/s" if answer.tokens > 1 else "one token"
     if answer.drafter:
         held = "" if answer.grade == "bitwise" else f" ({answer.grade})"
         rate += f" with {answer.drafter}{held}, {answer.tokens_per_pass:.2f} tokens a pass"
         if answer.plain_tokens_per_second:
             rate += f", plain would have been {answer.plain_tokens_per_second:.1f} tokens/s"
+    elif plan is not None:
+        rate += ", plain: speculation was measured not to pay here"
     return (
         f"[{artifact}: {answer.tokens} tokens, {rate}; {answer.prompt_tokens} prompt tokens, first "
         f"token after {answer.first_token_seconds:.2f} s; ended by {answer.stopped}]"
@@ -160,8 +163,8 @@ def plan_text(plan: SpeculationPlan) -> str:
     return "\n\n".join(
         [
             f"{plan.artifact}, {plan.threads} threads: {certificate_text(plan.certificate)}",
-            f"A pass of one token takes {1e3 * single:.2f} ms; the narrowest that is kept to takes "
-            f"{plan.exact_seconds / single:.2f} times that.",
+            f"A pass of one token takes {1e3 * single:.2f} ms; the price of exactness, the "
+            f"narrowest pass that is kept to, is {plan.exact_seconds / single:.2f} times that.",
             table(("width", "a pass", "against one token", *tried), passes),
             *([table(header, rows)] if rows else []),
             f"speculation: {plan.chosen}",

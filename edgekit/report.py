@@ -9,7 +9,7 @@ from typing import Any
 from edgekit.bundle import Bundle
 from edgekit.gate import Attempt
 from edgekit.render import size_text
-from edgekit.speed import Speed
+from edgekit.speculation import plans
 from edgekit.verify import LEVELS
 
 _STYLE = (
@@ -40,7 +40,7 @@ def _section(bundle: Bundle) -> str:
     return (
         f"<h2>{escape(manifest.model)}</h2>\n<p>{escape(str(bundle.folder))}, from "
         f"{escape(manifest.source)}; {_proven_on(bundle)}</p>\n{overrides}"
-        f"<table><tr>{header}</tr>\n{rows}</table>{_language(bundle)}{_tried(bundle)}"
+        f"<table><tr>{header}</tr>\n{rows}</table>{_language(bundle)}{_speculation(bundle)}{_tried(bundle)}"
     )
 
 
@@ -93,6 +93,32 @@ def _curve(length: str, times: dict[str, float]) -> str:
     )
 
 
+def _speculation(bundle: Bundle) -> str:
+    """What was planned for each artifact and grade, the predicted speed-up drawn as a bar."""
+    rows = [
+        "".join(
+            f"<td>{cell}</td>"
+            for cell in (
+                escape(name),
+                escape(grade if plan.certificate.granted else f"{grade}: refused"),
+                f"{plan.certificate.equal} of {plan.certificate.texts}",
+                escape(each.drafter + (", chosen" if each.drafter == plan.chosen else "")),
+                _bar(each.predicted.speedup, each.predicted.low, each.predicted.high),
+                f"{each.measured:.2f}x",
+            )
+        )
+        for name in bundle.artifacts
+        for grade, plan in plans(bundle, name).items()
+        for each in plan.candidates
+    ]
+    if not rows:
+        return ""
+    columns = ("artifact", "grade", "texts equal to plain", "drafter", "predicted", "measured")
+    header = "".join(f"<th>{name}</th>" for name in columns)
+    body = "".join(f"<tr>{row}</tr>\n" for row in rows)
+    return f"<h3>Speculation</h3><table><tr>{header}</tr>\n{body}</table>"
+
+
 def _tried(bundle: Bundle) -> str:
     """Everything that was tried for the bundle, the speed against float drawn as a bar."""
     attempts = bundle.tried()
@@ -104,10 +130,11 @@ def _tried(bundle: Bundle) -> str:
 
 
 def _attempt(attempt: Attempt) -> str:
+    speed = attempt.speed
     cells = (
         f"{attempt.accuracy.percent:.2f} %" if attempt.accuracy else "-",
         f"{attempt.sqnr_db:.1f} dB" if attempt.sqnr_db is not None else "-",
-        _speed_bar(attempt.speed) if attempt.speed else "-",
+        _bar(speed.ratio, speed.low, speed.high) if speed else "-",
         size_text(attempt.size_bytes) if attempt.size_bytes else "-",
     )
     numbers = "".join(f"<td class=n>{cell}</td>" for cell in cells)
@@ -118,15 +145,15 @@ def _attempt(attempt: Attempt) -> str:
     )
 
 
-def _speed_bar(speed: Speed) -> str:
-    """The ratio as a bar, its spread as a line, float itself as a mark at 1."""
-    per = 60  # pixels for float's speed
-    low, high, wide = (each * per for each in (speed.low, speed.high, speed.ratio))
+def _bar(ratio: float, low: float, high: float) -> str:
+    """A speed as a bar, its spread as a line, what it is compared with as a mark at 1."""
+    per = 60  # pixels for a speed of 1
+    words = f"{ratio:.2f}x ({low:.2f} to {high:.2f})"
     return (
-        f'<svg width="{max(high, per) + 4:.0f}" height="14" role="img" aria-label="{speed}">'
-        f'<rect y="3" width="{wide:.1f}" height="8" fill="#369"/>'
-        f'<path d="M{low:.1f} 7H{high:.1f}" stroke="#000"/>'
-        f'<path d="M{per} 0V14" stroke="#b00"/></svg><small>{speed}</small>'
+        f'<svg width="{max(high, 1.0) * per + 4:.0f}" height="14" role="img" aria-label="{words}">'
+        f'<rect y="3" width="{ratio * per:.1f}" height="8" fill="#369"/>'
+        f'<path d="M{low * per:.1f} 7H{high * per:.1f}" stroke="#000"/>'
+        f'<path d="M{per} 0V14" stroke="#b00"/></svg><small>{words}</small>'
     )
 
 

@@ -17,7 +17,7 @@ from edgekit import host
 from edgekit.bundle import Bundle
 from edgekit.decode.paying import Costs
 from edgekit.decode.stepper import Stepper, feed
-from edgekit.errors import DamagedFile, RuntimeFailed
+from edgekit.errors import BadInput, DamagedFile, RuntimeFailed
 from edgekit.exactness import Certificate, Grade, certify
 from edgekit.profile import unmeasurable
 from edgekit.registry import language_backend
@@ -111,8 +111,8 @@ def plan_speculation(
     """Measure, certify, choose, and keep the plan in the bundle beside that of the other grade.
 
     ``prompts`` are token ids to try drafters on, the bundle's own by default. Raises
-    ``RuntimeFailed`` where an interpreter would be timed, ``UsageError`` where no pass is exact
-    and that is what was asked.
+    ``RuntimeFailed`` where an interpreter would be timed, ``BadInput`` where every prompt is too
+    long, ``UsageError`` where no pass is exact and that is what was asked.
     """
     artifact = bundle.artifact(name)
     if reason := unmeasurable(artifact):
@@ -120,7 +120,13 @@ def plan_speculation(
     adapter = language_backend(artifact.target)
     threads, context = threads or host.cores(), bundle.language.context
     reference = bundle.language_reference()
-    given = [list(p) for p in (prompts or reference.prompts) if len(p) + TOKENS < context]
+    wanted = prompts or reference.prompts
+    given = [list(prompt) for prompt in wanted if len(prompt) + TOKENS < context]
+    if not given:
+        raise BadInput(
+            f"none of {len(wanted)} prompts leaves room for an answer of {TOKENS} tokens in a "
+            f"context of {context}; give shorter ones, or export with a larger --context."
+        )
     stops = bundle.language.stops
     with adapter.open_decoder(artifact, threads=threads) as stepper:
         certificate = certify(

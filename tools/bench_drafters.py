@@ -4,12 +4,12 @@
     python tools/bench_drafters.py STREAMS.json                     then replay them
     python tools/bench_drafters.py STREAMS.json --shares            what the tree is cut from
 
-A stream is a prompt, a greedy answer and the eight likeliest tokens at each place of it. Replayed,
-a pass accepts what the answer says, so no model runs. Of rejected tokens there are no rows: only
-accepted ones teach Token Recycling here, and its figures are a little lower than with a model.
-`fed` is the mean number of tokens in a pass; `gain`, the speed-up over passes of one token, follows
-from the times of `TIMES`. A round is propose and observe together, behind 1,000 tokens, with
-random rows of the whole vocabulary for every token of the pass.
+A stream is a prompt, a greedy answer and the eight likeliest tokens at each place of it. They are
+replayed through the speculative loop, so no model runs; what it would say behind a rejected token
+is taken to be what it last said behind the same token. `fed` is the mean number of tokens in a
+pass; `gain`, the speed-up over passes of one token, follows from the times of `TIMES`. A round is
+propose and observe together, behind 1,000 tokens, with random rows of the whole vocabulary for
+every token of the pass.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ import edgekit
 from edgekit.decode.draft import Drafter, Verified
 from edgekit.decode.drafters import NAMES, drafter
 from edgekit.decode.merged import followed
-from edgekit.decode.recycling import WIDTH, likeliest
-from edgekit.decode.sampling import Sampling
+from edgekit.decode.recycling import WIDTH
+from edgekit.decode.replay import Recording, Replay, recorded
+from edgekit.decode.speculate import Tally, speculate
 from edgekit.decode.stepper import Rows
 from edgekit.render import table
 from edgekit.spec import Array
@@ -74,58 +75,29 @@ COPYING = (
 )
 
 
-class Recorder(Sampling):
-    """Greedy, and keeps the likeliest tokens of every row it was asked about."""
-
-    rows: list[list[int]]
-
-    def choose(self, logits: Array, index: int) -> int:
-        if index == 0:
-            object.__setattr__(self, "rows", [])  # the base is frozen
-        self.rows.append(likeliest(logits[None], WIDTH)[0].tolist())
-        return self.rows[-1][0]
-
-
 def record(bundle: str, artifact: str | None, limit: int) -> list[dict[str, Any]]:
     """One stream for each prompt."""
     chat = [("chat", each.strip()) for each in PROMPTS.read_text("utf-8").split("\n\n")]
     streams = []
     with edgekit.TextModel(bundle, artifact, threads=1) as model:
         for kind, text in (*chat, *COPYING):
-            prompt, recorder = model.encoded(text, chat=True), Recorder()
-            output = list(model.tokens(prompt, limit=limit, sampling=recorder))
-            streams.append({"kind": kind, "prompt": prompt, "output": output, "top": recorder.rows})
+            prompt = model.encoded(text, chat=True)
+            output = list(model.tokens(prompt, limit=limit, drafter="off"))
+            top = recorded(model.stepper, prompt, output).ranks.tolist()
+            streams.append({"kind": kind, "prompt": prompt, "output": output, "top": top})
             print(f"{kind}: {len(prompt)} tokens, answered by {len(output)}", flush=True)
     return streams
 
 
-def replay(
-    drafts: Drafter, stream: dict[str, Any], budget: int, vocabulary: int
-) -> Iterator[tuple[int, int]]:
-    """Yield the numbers of tokens that each pass is fed and brings."""
-    output, top = stream["output"], stream["top"]
-    drafts.start(stream["prompt"])
-    drafts.observe(_verified(stream["prompt"][-1:], output[:1], top[:1], vocabulary))
-    done = 1
-    while done < len(output):
-        left = output[done:]
-        draft = drafts.propose(min(budget, len(left) - 1))
-        hits, _ = followed(draft, left)
-        fed, emitted = output[done - 1 : done + hits], left[: hits + 1]
-        drafts.observe(_verified(fed, emitted, top[done : done + hits + 1], vocabulary))
-        done += hits + 1
-        yield len(draft) + 1, hits + 1
-
-
-def _verified(
-    fed: Sequence[int], emitted: Sequence[int], top: Sequence[Sequence[int]], vocabulary: int
-) -> Verified:
-    """A pass over accepted tokens alone."""
-    logits = np.zeros((len(fed), vocabulary), np.float32)
-    logits[np.arange(len(fed))[:, None], np.array(top)] = np.arange(WIDTH, 0, -1)
-    places = tuple(range(len(fed)))
-    parents = tuple(range(-1, len(fed) - 1))
-    return Verified(tuple(fed), parents, Rows(logits, logits[:, :1]), places, tuple(emitted))
+def replayed(drafts: Drafter, stream: dict[str, Any], budget: int, vocabulary: int) -> Tally:
+    """What the passes of one stream, as wide as the budget allows, bring."""
+    recording = Recording(stream["prompt"], stream["output"], np.array(stream["top"]))
+    stepper, tally = Replay(recording, vocabulary, range(1, 65)), Tally()
+    limit = len(recording.answer)
+    words: dict[str, Any] = {"limit": limit, "widths": range(1, budget + 2), "tally": tally}
+    for _ in speculate(stepper, recording.prompt, drafts, **words):
+        pass
+    return tally
 
 
 def acceptance(streams: Sequence[dict[str, Any]], vocabulary: int) -> str:
@@ -135,12 +107,13 @@ def acceptance(streams: Sequence[dict[str, Any]], vocabulary: int) -> str:
     for name, trees in _forms():
         for budget in BUDGETS:
             drafts = drafter(name, vocabulary, trees=trees)
-            passes = [(s["kind"], list(replay(drafts, s, budget, vocabulary))) for s in streams]
+            tallies = [(s["kind"], replayed(drafts, s, budget, vocabulary)) for s in streams]
             means = [
-                statistics.fmean(n for kind, each in passes if kind in wanted for _, n in each)
+                sum(each.tokens for kind, each in tallies if kind in wanted)
+                / max(sum(each.passes for kind, each in tallies if kind in wanted), 1)
                 for wanted in (kinds, *([kind] for kind in kinds))
             ]
-            fed = [width for _, each in passes for width, _ in each]
+            fed = [width for _, each in tallies for width in each.widths.elements()]
             gain = means[0] / statistics.fmean(np.interp(fed, WIDTHS, TIMES))
             cells = [f"{mean:.2f}" for mean in (statistics.fmean(fed), gain, *means)]
             rows.append((_label(name, trees), budget, *cells))

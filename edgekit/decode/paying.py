@@ -21,13 +21,12 @@ from edgekit.errors import BadInput, DamagedFile
 class Costs:
     """Seconds measured on one device: ``passes`` holds (width, seconds of one pass), ascending.
 
-    ``drafting`` is what a round spends outside of its pass, and ``per_token`` what each token
-    asked for adds to that. Raises ``BadInput`` where nothing was measured, or no time passed.
+    ``drafting`` is what a round spends outside of its pass. Raises ``BadInput`` where nothing was
+    measured, or no time passed.
     """
 
     passes: tuple[tuple[int, float], ...]
     drafting: float = 0.0
-    per_token: float = 0.0
 
     def __post_init__(self) -> None:
         widths = [width for width, _ in self.passes]
@@ -38,9 +37,8 @@ class Costs:
         times = [seconds for _, seconds in self.passes]
         if not all(math.isfinite(each) and each > 0 for each in times):
             raise BadInput(f"passes of {times} seconds; each is a number above 0.")
-        for each in (self.drafting, self.per_token):
-            if not (math.isfinite(each) and each >= 0):
-                raise BadInput(f"drafting takes {each:g} seconds; it is a number from 0 up.")
+        if not (math.isfinite(self.drafting) and self.drafting >= 0):
+            raise BadInput(f"drafting takes {self.drafting:g} seconds; it is a number from 0 up.")
 
     def seconds(self, width: int) -> float:
         """Of one pass: between two measured widths on the straight line through them.
@@ -55,16 +53,11 @@ class Costs:
         # A wider pass is never taken for a cheaper one because two timings were noisy.
         return max(before + (after - before) * (width - low) / (high - low), passes[0][1])
 
-    def round_seconds(self, width: int, asked: int) -> float:
-        """Of a pass and of drafting ``asked`` tokens for it."""
-        return self.seconds(width) + self.drafting + self.per_token * asked
-
     def to_json(self) -> dict[str, object]:
         """Widths are keys, as text."""
         return {
             "passes": {str(width): seconds for width, seconds in self.passes},
             "drafting": self.drafting,
-            "per_token": self.per_token,
         }
 
     @classmethod
@@ -73,47 +66,9 @@ class Costs:
         try:
             fields = dict(value)  # type: ignore[call-overload]
             passes = sorted((int(width), float(each)) for width, each in fields["passes"].items())
-            return cls(tuple(passes), float(fields["drafting"]), float(fields["per_token"]))
+            return cls(tuple(passes), float(fields["drafting"]))
         except (TypeError, KeyError, ValueError, AttributeError) as cause:
             raise DamagedFile(f"the costs of passes are malformed: {cause!r}.") from cause
-
-
-def expected_tokens(acceptance: Sequence[float]) -> float:
-    """Tokens that a pass brings, its own included: ``1 + a1 + a1 a2 + ...``.
-
-    ``acceptance`` [depth] is the share of drafted tokens that are right where all before them
-    were (Leviathan et al., arXiv 2211.17192, with a share for each depth).
-    """
-    return 1.0 + float(sum(accumulate(acceptance, mul)))
-
-
-@dataclass(frozen=True, slots=True)
-class Best:
-    """How many tokens to draft, the width of their pass, and the predicted speed-up."""
-
-    drafted: int
-    width: int
-    speedup: float
-
-
-def best_width(
-    costs: Costs, acceptance: Sequence[float], widths: Sequence[int] | None = None
-) -> Best:
-    """The width of most tokens a second, against passes of the narrowest without a draft.
-
-    Each of ``widths`` (those measured, by default) is filled with drafted tokens, as far as
-    ``acceptance`` [depth] is known. ``Best(0, narrowest, 1.0)`` where no draft is faster.
-    """
-    allowed = [width for width, _ in costs.passes] if widths is None else sorted(widths)
-    plain = costs.seconds(allowed[0])
-    best = Best(0, allowed[0], 1.0)
-    for width in allowed:
-        drafted = min(width - 1, len(acceptance))
-        seconds = costs.round_seconds(width, drafted)
-        speedup = expected_tokens(acceptance[:drafted]) * plain / seconds
-        if drafted and speedup > best.speedup:
-            best = Best(drafted, width, speedup)
-    return best
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +140,8 @@ class Switch:
         wide = sorted((width for width in widths if width > 1), reverse=True)
         useful = {min(width - 1, longest): width for width in wide}
         self._lengths = [
-            (length, costs.round_seconds(width, length)) for length, width in sorted(useful.items())
+            (length, costs.seconds(width) + costs.drafting)
+            for length, width in sorted(useful.items())
         ]
         deepest = self._lengths[-1][0]
         known = list(acceptance) or [_UNTRIED]
@@ -250,8 +206,7 @@ class Switch:
             if self._left <= 0:
                 self._probe = []
             return
-        asked = self._length
-        self._vain += self._costs.drafting + self._costs.per_token * asked
+        self._vain += self._costs.drafting
         if not done.drafted and self._vain < _IDLE * self._plain:
             return
         seconds = self._costs.seconds(done.width) + self._vain

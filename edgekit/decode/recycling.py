@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgekit.decode.draft import Draft, Verified
+from edgekit.decode.draft import Draft, Verified, chain
 from edgekit.spec import Array
 
 WIDTH = 8  # successors remembered of each token
@@ -34,7 +34,7 @@ TREE = (
 
 # Rows of a pass that teach, besides accepted ones: a wider tree's least likely nodes, which are
 # its last, would cost more than the rest of a round together.
-_LEARNT = 8
+_LEARNT = 6
 
 # Long rows are cut into interleaved pieces, and these into groups: so numpy's maximum runs along
 # consecutive numbers, and few of the pieces hold a candidate.
@@ -84,7 +84,11 @@ class Recycling:
         """The tree, or the chain, as far as the matrix is filled."""
         if self._trees:
             return self._filled(_CUTS[max(0, min(budget, len(TREE)))])
-        return self._filled([(place - 1, 0) for place in range(budget)])
+        path, token = list[int](), self._last
+        while token >= 0 and len(path) <= budget:
+            path.append(token)
+            token = int(self.successors[token, 0])
+        return chain(path[1:])
 
     def _filled(self, nodes: Sequence[tuple[int, int]]) -> Draft:
         """The nodes that have a token; a node without one has no children either."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import edgekit
 from edgekit import cli
+from edgekit.decode.draft import Draft, Verified, chain
 from edgekit.decode.drafters import NAMES
+from edgekit.decode.recycling import Recycling
 from edgekit.errors import DamagedFile, UnknownName, UsageError
 from edgekit.exactness import GRADES, Grade
+from edgekit.report import html_report
 from edgekit.speculation import OFF, TIMED, SpeculationPlan, measured_costs, plan_speculation, plans
 from edgekit.testing import HashStepper, example_bundle
 
@@ -174,7 +178,20 @@ def test_numerical_texts_are_those_of_plain_decoding_while_rows_agree(
     assert answer.tokens == len(found)
     assert (answer.drafter, answer.grade) == (name, "numerical")
     assert sum(answer.widths.values()) == answer.passes
+    assert 1 in answer.widths  # which bitwise passes of this kernel never have
     assert 0 < answer.drafting_seconds < answer.decode_seconds
+
+
+def test_numerical_drafters_propose_trees_and_bitwise_ones_chains(
+    text: edgekit.TextModel, numerical: SpeculationPlan
+) -> None:
+    ranks = {}
+    for grade in GRADES:
+        list(text.tokens([1, 2, 3], limit=3, drafter="recycling", grade=grade))
+        recycling = text._drafters["recycling", grade]
+        assert isinstance(recycling, Recycling)
+        ranks[grade] = recycling.successors.shape[1]
+    assert ranks == {"bitwise": 1, "numerical": 8}
 
 
 def test_numerical_is_measured_before_it_is_used(
@@ -212,10 +229,113 @@ def test_a_stream_left_early_with_a_drafter_harms_nothing(text: edgekit.TextMode
     assert list(text.tokens(prompt, limit=1, drafter="merged")) == wanted[:1]
 
 
-def test_an_answer_with_a_drafter_ends_at_the_context(text: edgekit.TextModel) -> None:
-    prompt = ([40, 41, 42, 43, 44, 45] * 40)[:185]
-    tokens = list(text.tokens(prompt, limit=50, drafter="lookup"))
-    assert len(tokens) <= text.context - len(prompt)
+@pytest.mark.parametrize("grade", GRADES)
+@pytest.mark.parametrize("name", ["lookup", "merged"])
+def test_an_interrupt_in_a_pass_loses_nothing_but_the_rest_of_the_answer(
+    text: edgekit.TextModel,
+    numerical: SpeculationPlan,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    grade: Grade,
+) -> None:
+    prompt = text.encoded(COPY)
+    wanted = list(text.tokens(prompt, limit=8, drafter=name, grade=grade))
+    step, passes = text.stepper.step, []
+
+    def interrupted(*words: Any, **more: Any) -> Any:
+        passes.append(len(words[0]))
+        answer = step(*words, **more)
+        if len(passes) == 3:
+            raise KeyboardInterrupt
+        return answer
+
+    monkeypatch.setattr(text.stepper, "step", interrupted)
+    said: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        said.extend(text.tokens([*prompt[:-1], 9], limit=40, drafter=name, grade=grade))
+    monkeypatch.undo()
+    assert said
+    again = list(text.tokens(prompt, limit=8, drafter=name, grade=grade))
+    assert len(again) == len(wanted)
+    if grade == "bitwise":
+        assert again == wanted
+        whole = text.tokens([*prompt[:-1], 9], limit=len(said), drafter=name)
+        assert said == list(whole)
+
+
+class Oracle:
+    """Foresees every token of an answer."""
+
+    name = "lookup"
+
+    def __init__(self, answer: list[int]) -> None:
+        self._answer, self._done = answer, 0
+
+    def start(self, prompt: Sequence[int]) -> None:
+        self._done = 0
+
+    def observe(self, verified: Verified) -> None:
+        self._done += len(verified.emitted)
+
+    def propose(self, budget: int) -> Draft:
+        return chain(self._answer[self._done : self._done + budget])
+
+
+@pytest.mark.parametrize("grade", GRADES)
+def test_a_stop_token_in_an_accepted_draft_ends_the_answer(
+    text: edgekit.TextModel,
+    numerical: SpeculationPlan,
+    monkeypatch: pytest.MonkeyPatch,
+    grade: Grade,
+) -> None:
+    prompt = text.encoded(COPY)
+    monkeypatch.setattr(text, "_switch", lambda *_: None)
+    monkeypatch.setattr(text, "_entry", replace(text._entry, stops=()))
+    whole = list(text.tokens(prompt, limit=20, drafter="lookup", grade=grade))
+    text._drafters["lookup", grade] = Oracle(whole)
+    for place in range(2, 12):
+        if whole[place] in whole[:place]:
+            continue
+        monkeypatch.setattr(text, "_entry", replace(text._entry, stops=(whole[place],)))
+        found = list(text.tokens(prompt, limit=20, drafter="lookup", grade=grade))
+        assert found == whole[: place + 1]
+        answer = text.answer
+        assert answer is not None
+        assert answer.stopped == "stop token"
+        assert answer.passes == 1  # the rest of the draft was right too, and is gone
+        assert text.stepper.length == len(prompt) + place
+
+
+@pytest.mark.parametrize("grade", GRADES)
+@pytest.mark.parametrize("name", NAMES)
+def test_one_token_and_a_prompt_without_any_n_gram_are_answered(
+    text: edgekit.TextModel, numerical: SpeculationPlan, name: str, grade: Grade
+) -> None:
+    for prompt in ([5], [5, 6], [5, 6, 7]):
+        whole = list(text.tokens(prompt, limit=6, drafter=name, grade=grade))
+        for limit in (1, 2, 6):
+            found = list(text.tokens(prompt, limit=limit, drafter=name, grade=grade))
+            assert len(found) == limit or found[-1] in text.stops
+            if grade == "bitwise":
+                assert found == whole[:limit]
+
+
+@pytest.mark.parametrize("grade", GRADES)
+@pytest.mark.parametrize("name", NAMES)
+def test_up_to_the_last_token_of_the_context(
+    text: edgekit.TextModel, numerical: SpeculationPlan, name: str, grade: Grade
+) -> None:
+    for room in (1, 2, 3, 9):
+        prompt = ([40, 41, 42, 43, 44, 45] * 40)[: text.context - room]
+        found = list(text.tokens(prompt, limit=50, drafter=name, grade=grade))
+        assert 1 <= len(found) <= room
+        assert text.answer is not None
+        assert text.answer.stopped in ("context", "stop token")
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_with_a_drafter_too(
+    text: edgekit.TextModel,
+) -> None:
     with pytest.raises(edgekit.UsageError, match="has 192 tokens"):
         next(text.tokens([40] * 192, drafter="lookup"))
 
@@ -253,6 +373,7 @@ def test_generate_says_tokens_a_pass_and_what_plain_would_have_been(
     plan: SpeculationPlan,
     numerical: SpeculationPlan,
     capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     words = ["generate", str(bundle.folder), "--prompt", COPY, "--threads", "1"]
     assert cli.main([*words, "--drafter", "merged", "--max-tokens", "30"]) == 0
@@ -264,8 +385,32 @@ def test_generate_says_tokens_a_pass_and_what_plain_would_have_been(
     assert " with merged (numerical), " in capsys.readouterr().err
     assert cli.main([*words, "--drafter", "off", "--max-tokens", "5"]) == 0
     assert "tokens a pass" not in capsys.readouterr().err
+    off = edgekit.open_bundle(shutil.copytree(bundle.folder, tmp_path / "off"))
+    off.write_speculation(plan.artifact, {"bitwise": {**plan.to_json(), "chosen": OFF}})
+    there = ["generate", str(off.folder), *words[2:]]
+    assert cli.main([*there, "--max-tokens", "5"]) == 0
+    assert ", plain: speculation was measured not to pay here; " in capsys.readouterr().err
+    assert cli.main([*there, "--max-tokens", "5", "--drafter", "off"]) == 0
+    assert "not to pay" not in capsys.readouterr().err
     assert cli.main([*words, "--drafter", "nope"]) == 2
     assert "unknown drafter 'nope'" in capsys.readouterr().err
+
+
+def test_the_report_draws_what_was_planned(
+    bundle: edgekit.Bundle, numerical: SpeculationPlan
+) -> None:
+    page = html_report([bundle])
+    table = page[page.index("<h3>Speculation</h3>") :]
+    for each in plans(bundle, numerical.artifact)["numerical"].candidates:
+        speed = each.predicted
+        words = f"{speed.speedup:.2f}x ({speed.low:.2f} to {speed.high:.2f})"
+        assert f"</svg><small>{words}</small></td><td>{each.measured:.2f}x</td>" in table
+    assert table.count("<td>numerical</td>") == table.count("<td>bitwise</td>") == len(NAMES)
+
+
+def test_prompts_without_room_for_an_answer_are_refused(bundle: edgekit.Bundle) -> None:
+    with pytest.raises(edgekit.UsageError, match="none of 2 prompts leaves room for an answer of"):
+        plan_speculation(bundle, threads=1, prompts=[[1] * 190, [2] * 150])
 
 
 def test_a_plan_for_a_bundle_of_images_is_refused(

@@ -70,6 +70,17 @@ def test_every_drafter_is_tried_by_the_clock_too(grade: Grade) -> None:
     assert max(stepper.passes) <= TOKENS
 
 
+@pytest.mark.parametrize("grade", GRADES)
+def test_by_the_clock_passes_keep_to_the_grade_and_the_switch_is_there(grade: Grade) -> None:
+    narrow = 1 if grade == "numerical" else 2
+    dear = Costs(((narrow, 1.0), (narrow + 1, 3.0), (8, 9.0)))
+    stepper = HashStepper(exact_widths=range(2, 65))
+    prompts = [[5, 6, 7, 8] * 6]
+    tried(stepper, prompts, (), grade, 0.001, dear)
+    passes = stepper.passes[-TOKENS // 2 :]  # of the last drafter; a probe may be among them
+    assert passes.count(narrow) > 0.8 * len(passes)
+
+
 def test_a_candidate_survives_json() -> None:
     found = foreseen("merged", COPY, 64, "numerical", 1.0, COSTS)
     assert Candidate.from_json(json.loads(json.dumps(found.to_json()))) == found

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from operator import mul
 from typing import Protocol, runtime_checkable
 
 from edgekit.decode.draft import Draft, Drafter, Verified
+from edgekit.decode.paying import FLOOR
 
 _MEMORY = 0.98  # weight that a score keeps at each new one: about the last 50 count
 _UNKNOWN = (2.0, 4.0)  # before anything is seen: two of four tokens were right
@@ -27,8 +29,9 @@ class Merged:
 
     What a drafter's tokens are worth is counted for each length of match and each depth by
     itself, from every pass, whoever's proposal was fed: one that was not taken is compared with
-    the text that came. A chain says with its ``chances`` what was counted. Of equals, the
-    earlier drafter proposes. Scores are kept from text to text.
+    the text that came. A chain says with its ``chances`` what was counted; a tree is cut at the
+    depth where a path is no longer likely. Of equals, the earlier drafter proposes. Scores are
+    kept from text to text.
     """
 
     name = "merged"
@@ -67,12 +70,15 @@ class Merged:
                 continue
             situation = min(getattr(drafter, "situation", 0), _LONGEST) if situated else 0
             self._pending.append((index, situation, draft))
-            chances = [self._chance(index, situation, d) for d in range(_deepest(draft))]
-            worth = sum(accumulate(chances, mul))
-            if worth > most:
-                best, most = draft, worth
-                if draft.is_chain:
-                    best = Draft(draft.tokens, draft.parents, tuple(chances))
+            chances = [self._chance(index, situation, d) for d in range(max(_depths(draft)))]
+            reached = list(accumulate(chances, mul))
+            if sum(reached) <= most:
+                continue
+            best, most = draft, sum(reached)
+            if draft.is_chain:
+                best = replace(draft, chances=tuple(chances))
+            else:
+                best = _shallow(draft, sum(chance >= FLOOR for chance in reached))
         return best
 
     def _chance(self, index: int, situation: int, depth: int) -> float:
@@ -98,9 +104,17 @@ def followed(draft: Draft, text: Sequence[int]) -> tuple[int, bool]:
     return hits, False
 
 
-def _deepest(draft: Draft) -> int:
-    """How many tokens its longest path has."""
+def _depths(draft: Draft) -> list[int]:
+    """Of each token, how many there are from the root to it."""
     depths: list[int] = []
     for parent in draft.parents:
         depths.append(1 if parent < 0 else depths[parent] + 1)
-    return max(depths)
+    return depths
+
+
+def _shallow(draft: Draft, deepest: int) -> Draft:
+    """The tokens down to a depth; parents, which are less deep, all stay."""
+    kept = [index for index, depth in enumerate(_depths(draft)) if depth <= deepest]
+    places = {-1: -1, **{index: place for place, index in enumerate(kept)}}
+    tokens = tuple(draft.tokens[index] for index in kept)
+    return Draft(tokens, tuple(places[draft.parents[index]] for index in kept))

@@ -138,14 +138,24 @@ class Tree(Seer):
         return Draft((7, 8, 9, 5, 6, 4), (-1, 0, 1, -1, 3, 0))
 
 
-def test_a_tree_is_proposed_whole_and_weighed_by_its_depth() -> None:
+def test_a_tree_is_cut_where_its_paths_are_no_longer_likely() -> None:
+    drafts = Merged([Tree([], [True])])
+    whole = Draft((7, 8, 9, 5, 6, 4), (-1, 0, 1, -1, 3, 0))
+    drafts.start([0])
+    assert drafts.propose(9) == Draft((7, 5), (-1, -1))  # a half of a half is not likely
+    for _ in range(9):
+        drafts.propose(9)
+        drafts.observe(Verified((0,), (-1,), NO_ROWS, (0,), (7, 8, 9)))
+    assert drafts.propose(9) == whole
+    for _ in range(40):
+        drafts.propose(9)
+        drafts.observe(Verified((0,), (-1,), NO_ROWS, (0,), (7, 0)))
+    assert drafts.propose(9) == Draft((7, 5), (-1, -1))
+
+
+def test_a_tree_that_is_seldom_right_makes_room_for_a_chain() -> None:
     drafts = Merged([Seer([0] * 400, [True]), Tree([], [True])])
     drafts.start([0])
-    whole = Draft((7, 8, 9, 5, 6, 4), (-1, 0, 1, -1, 3, 0))
-    for _ in range(9):
-        drafts.propose(3)
-        drafts.observe(Verified((0,), (-1,), NO_ROWS, (0,), (7, 4, 0)))
-    assert drafts.propose(3) == whole
     for _ in range(60):
         drafts.propose(3)
         drafts.observe(Verified((0,), (-1,), NO_ROWS, (0,), (0,)))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from edgekit.decode.draft import Drafter
 from edgekit.decode.drafters import NAMES, TREES, drafter
 from edgekit.decode.generate import generate
 from edgekit.decode.paying import Costs, Switch
@@ -155,7 +156,7 @@ class _Replayed:
     def add(
         self,
         recording: Recording,
-        drafts: Any,
+        drafts: Drafter,
         vocabulary: int,
         widths: Sequence[int],
         switch: Switch | None,
@@ -236,7 +237,7 @@ def _measured(
     ]
 
 
-def _timed(decoded: Any) -> tuple[int, float]:
+def _timed(decoded: Iterator[int]) -> tuple[int, float]:
     """Tokens behind the first, and their seconds."""
     next(decoded)
     start = time.perf_counter()

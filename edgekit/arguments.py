@@ -130,7 +130,7 @@ def _grade_argument(parser: argparse.ArgumentParser) -> None:
         choices=GRADES,
         default="bitwise",
         help="what speculation is held to: bitwise (default) changes no token; numerical allows "
-        "trees, and rows that differ by less than quantization made them differ",
+        "trees, and rows that differ in their last digits",
     )
 
 

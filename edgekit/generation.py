@@ -17,7 +17,7 @@ from edgekit import host
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.chat import Message, Turns, render
 from edgekit.decode.draft import Drafter
-from edgekit.decode.drafters import NAMES, TREES
+from edgekit.decode.drafters import NAMES
 from edgekit.decode.drafters import drafter as drafter_called
 from edgekit.decode.generate import generate
 from edgekit.decode.paying import Switch
@@ -108,11 +108,11 @@ class TextModel:
         turns = self._entry.turns
         self._turns = None if turns is None else Turns.from_json(turns)
         self._stepper: Stepper = adapter.open_decoder(self.artifact, threads=threads)
-        self._drafters: dict[
-            tuple[str, Grade], Drafter
-        ] = {}  # what they learnt is kept from text to text
-        self._plans = plans(bundle, self.artifact.name)
+        # What they learnt is kept from text to text.
+        self._drafters: dict[tuple[str, Grade], Drafter] = {}
         self._threads = threads or host.cores()
+        found = plans(bundle, self.artifact.name)
+        self._plans = {g: plan for g, plan in found.items() if plan.holds_here(self._threads)}
         self._seen: list[int] = []  # its first ``self._stepper.length`` lie in the cache
         self.answer: Answer | None = None
 
@@ -159,8 +159,7 @@ class TextModel:
 
     def plan(self, grade: Grade = "bitwise") -> SpeculationPlan | None:
         """What ``edgekit spec plan`` found on this machine with these threads, or None."""
-        found = self._plans.get(grade)
-        return found if found and found.holds_here(self._threads) else None
+        return self._plans.get(grade)
 
     def drafter(self, name: str = AUTO, grade: Grade = "bitwise") -> str:
         """What ``name`` comes to: a drafter, or ``off``.
@@ -303,8 +302,7 @@ class TextModel:
                 stepper, prompt[reused:], limit=limit, stops=stops, sampling=sampling, report=report
             )
         if (chosen, grade) not in self._drafters:
-            trees = grade == "numerical" and chosen in TREES
-            made = drafter_called(chosen, stepper.vocabulary, trees=trees)
+            made = drafter_called(chosen, stepper.vocabulary, trees=grade == "numerical")
             self._drafters[chosen, grade] = made
         return speculate(
             stepper,

@@ -207,10 +207,7 @@ def _measured(
     """Each drafter by the clock, as ``generate`` would use it, and beside it, prompt for prompt,
     plain decoding by single tokens."""
     trees = grade == "numerical"
-    drafts = [
-        drafter(each.drafter, stepper.vocabulary, trees=trees and each.drafter in TREES)
-        for each in candidates
-    ]
+    drafts = [drafter(each.drafter, stepper.vocabulary, trees=trees) for each in candidates]
     plain = [0.0] * len(candidates)  # what plain decoding would take for as many tokens
     fast = [0.0] * len(candidates)
     for index, prompt in enumerate(prompts):

@@ -1,4 +1,7 @@
-"""Plans of speculation: the certificate, the costs, the choice, and ``generate`` going by it."""
+"""Plans of speculation: the certificate, the costs, the choice, and ``generate`` going by it.
+
+One file, since every test reads the same bundle with its plan of each grade, which take seconds.
+"""
 
 from __future__ import annotations
 
